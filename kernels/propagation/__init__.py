@@ -1,0 +1,163 @@
+"""Three-way line propagation in up to four directions: the scan inside GSPN (SPN is a setting of it)."""
+
+from typing import NamedTuple
+
+import torch
+
+from kernels.backends import choose, run
+
+from . import reference
+
+DIRECTIONS = ("left_right", "top_bottom", "right_left", "bottom_top")
+
+__all__ = ["DIRECTIONS", "Scan", "normalise_gates", "propagate"]
+
+
+class Scan(NamedTuple):
+    """How to walk the map: one direction for each of the K passes, and the lines per chunk (None: one chunk)."""
+
+    directions: tuple[str, ...]
+    chunk: int | None
+
+
+def normalise_gates(
+    logits: torch.Tensor, directions: tuple[str, ...] = DIRECTIONS, *, backend: str = "auto"
+) -> torch.Tensor:
+    """Turn gate logits into row-stochastic gates: sigmoid, then divide by the sum over the neighbours that exist.
+
+    gate_j = sigmoid(logit_j) / max(sum over existing j' of sigmoid(logit_j'), 1e-7), and exactly 0 for a neighbour
+    outside the map: gate 0 at cross index 0, gate 2 at the last cross index.
+
+    Args:
+        logits: (K, 3, B, G, H, W), K = len(directions), G channels (1 when channels share gates).
+        directions: K names out of `DIRECTIONS`; the cross axis is rows for the horizontal ones, columns for the others.
+        backend: "auto" | "reference" | "cpu" | "triton".
+
+    Returns:
+        Gates, same shape and dtype as `logits`.
+
+    Raises:
+        TypeError: `logits` is not a floating-point tensor.
+        ValueError: its shape or the directions do not fit.
+        BackendUnavailable: the named backend cannot run here.
+
+    Source: GSPN (arXiv 2501.12381), the stability-context condition.
+    """
+    directions = _check_directions(directions)
+    _check_tensor("logits", logits, like=logits)
+    if logits.ndim != 6 or logits.shape[:2] != (len(directions), 3) or 0 in logits.shape:
+        raise ValueError(
+            f"logits must be (K, 3, B, G, H, W) with K = {len(directions)} directions and no empty axis; "
+            f"got {tuple(logits.shape)}."
+        )
+    chosen = choose(backend, logits)
+    if chosen == "reference":
+        return reference.normalise_gates(logits, directions)
+    if chosen == "cpu":
+        from . import normalise_cpu
+
+        return run(normalise_cpu, directions, logits)
+    from . import normalise_gpu
+
+    return run(normalise_gpu, directions, logits)
+
+
+def propagate(
+    x: torch.Tensor,
+    gates: torch.Tensor,
+    lam: torch.Tensor | None = None,
+    *,
+    directions: tuple[str, ...] = DIRECTIONS,
+    chunk: int | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Propagate `x` line by line across the map, once for each direction, everything in image coordinates.
+
+    With t counting lines from where the direction starts and n the cross index,
+
+        h[t, n] = lam[t, n] x[t, n] + g0[t, n] h[t-1, n-1] + g1[t, n] h[t-1, n] + g2[t, n] h[t-1, n+1]
+
+    where a term is absent if its neighbour lies outside the map or t is the first line of a chunk. The gates are read
+    at the receiving pixel. Lines are columns for left_right and right_left (cross axis: rows), rows for the other two.
+
+    Args:
+        x: (B, C, H, W), shared by all directions, or (K, B, C, H, W).
+        gates: (K, 3, B, C or 1, H, W); 1 when channels share gates.
+        lam: (K, B, C or 1, H, W), or None for 1 everywhere.
+        directions: K names out of `DIRECTIONS`, repeats allowed.
+        chunk: lines per chunk, counted from where the direction starts; None for one chunk (global).
+        backend: "auto" | "reference" | "cpu" | "triton".
+
+    Returns:
+        h: (K, B, C, H, W), in the dtype of `x`.
+
+    Raises:
+        TypeError: not floating-point tensors of one dtype, or `chunk` is not a whole number.
+        ValueError: shapes, devices, directions or `chunk` do not fit.
+        BackendUnavailable: the named backend cannot run here.
+
+    Source: GSPN (arXiv 2501.12381) equation 1; the same recurrence as SPN (NeurIPS 2017) with free input weights.
+    """
+    directions = _check_directions(directions)
+    scan = Scan(directions, _check_chunk(chunk))
+    _check_propagate(x, gates, lam, len(directions))
+    if x.ndim == 4:
+        x = x.unsqueeze(0)
+    chosen = choose(backend, x)
+    if chosen == "reference":
+        return reference.propagate(x, gates, lam, scan.directions, scan.chunk)
+    if chosen == "cpu":
+        from . import cpu
+
+        return run(cpu, scan, x, gates, lam)
+    from . import gpu
+
+    return run(gpu, scan, x, gates, lam)
+
+
+def _check_directions(directions: tuple[str, ...]) -> tuple[str, ...]:
+    directions = (directions,) if isinstance(directions, str) else tuple(directions)
+    wrong = [d for d in directions if d not in DIRECTIONS]
+    if wrong or not directions:
+        raise ValueError(f"directions must be one or more of {', '.join(DIRECTIONS)}; got {directions}.")
+    return directions
+
+
+def _check_chunk(chunk: int | None) -> int | None:
+    if chunk is None:
+        return None
+    if isinstance(chunk, bool) or not isinstance(chunk, int):
+        raise TypeError(f"chunk must be a whole number of lines or None; got {type(chunk).__name__} {chunk!r}.")
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 line, or None for one chunk over the whole map; got {chunk}.")
+    return chunk
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}.")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor; got {tensor.dtype}.")
+    if tensor.dtype != like.dtype:
+        raise TypeError(f"{name} must have the dtype of x, {like.dtype}; got {tensor.dtype}.")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on the device of x, {like.device}; got {tensor.device}.")
+
+
+def _check_propagate(x: torch.Tensor, gates: torch.Tensor, lam: torch.Tensor | None, count: int) -> None:
+    _check_tensor("x", x, like=x)
+    if x.ndim not in (4, 5) or 0 in x.shape or (x.ndim == 5 and x.shape[0] != count):
+        raise ValueError(
+            f"x must be (B, C, H, W) or (K, B, C, H, W) with K = {count} directions and no empty axis; "
+            f"got {tuple(x.shape)}."
+        )
+    batch, channels, height, width = x.shape[-4:]
+    _check_tensor("gates", gates, like=x)
+    allowed = [(count, 3, batch, c, height, width) for c in (channels, 1)]
+    if tuple(gates.shape) not in allowed:
+        raise ValueError(f"gates must be {allowed[0]}, or {allowed[1]} if shared; got {tuple(gates.shape)}.")
+    if lam is not None:
+        _check_tensor("lam", lam, like=x)
+        allowed_lam = [(count, batch, c, height, width) for c in (channels, 1)]
+        if tuple(lam.shape) not in allowed_lam:
+            raise ValueError(f"lam must be {allowed_lam[0]}, or {allowed_lam[1]} if shared; got {tuple(lam.shape)}.")

@@ -1,0 +1,72 @@
+"""The definition of gate normalisation and line propagation, in plain PyTorch.
+
+Any float dtype, any device, gradients by autograd. It is written to be read: each direction is carried into the scan
+frame (lines, cross), walked line by line with all cross positions at once, and carried back.
+"""
+
+import torch
+import torch.nn.functional as F
+
+#: Keeps the row sum of three vanishing sigmoids from dividing by zero.
+SMALLEST_SUM = 1e-7
+
+
+def to_scan_frame(maps: torch.Tensor, direction: str) -> torch.Tensor:
+    """(..., H, W) in image coordinates -> (..., lines, cross), line 0 where the direction starts."""
+    if direction in ("left_right", "right_left"):
+        maps = maps.transpose(-1, -2)
+    if direction in ("right_left", "bottom_top"):
+        maps = maps.flip(-2)
+    return maps
+
+
+def to_image_frame(lines: torch.Tensor, direction: str) -> torch.Tensor:
+    """The inverse of `to_scan_frame`."""
+    if direction in ("right_left", "bottom_top"):
+        lines = lines.flip(-2)
+    if direction in ("left_right", "right_left"):
+        lines = lines.transpose(-1, -2)
+    return lines
+
+
+def normalise_gates(logits: torch.Tensor, directions: tuple[str, ...]) -> torch.Tensor:
+    """(K, 3, B, G, H, W) logits -> row-stochastic gates of the same shape; a missing neighbour's gate is exactly 0."""
+    gates = []
+    for logit, direction in zip(logits, directions, strict=True):
+        weight = to_scan_frame(torch.sigmoid(logit), direction)
+        exists = torch.ones_like(weight)
+        exists[0, ..., 0] = 0
+        exists[2, ..., -1] = 0
+        weight = weight * exists
+        weight = weight / weight.sum(0, keepdim=True).clamp(min=SMALLEST_SUM)
+        gates.append(to_image_frame(weight, direction))
+    return torch.stack(gates)
+
+
+def propagate(
+    x: torch.Tensor, gates: torch.Tensor, lam: torch.Tensor | None, directions: tuple[str, ...], chunk: int | None
+) -> torch.Tensor:
+    """x (K or 1, B, C, H, W), gates (K, 3, B, C or 1, H, W), lam (K, B, C or 1, H, W) or None -> (K, B, C, H, W)."""
+    outputs = []
+    for k, direction in enumerate(directions):
+        source = x[k if x.shape[0] > 1 else 0]
+        if lam is not None:
+            source = lam[k] * source
+        h = _scan(to_scan_frame(source, direction), to_scan_frame(gates[k], direction), chunk)
+        outputs.append(to_image_frame(h, direction))
+    return torch.stack(outputs)
+
+
+def _scan(source: torch.Tensor, gates: torch.Tensor, chunk: int | None) -> torch.Tensor:
+    """source (B, C, lines, cross), gates (3, B, C or 1, lines, cross) -> h, shaped as source."""
+    lines = []
+    for t, line in enumerate(source.unbind(-2)):
+        if t % (chunk or source.shape[-2]) == 0:
+            lines.append(line)
+            continue
+        before, at, after = gates[..., t, :]
+        previous = lines[-1]
+        from_before = F.pad(before[..., 1:] * previous[..., :-1], (1, 0))
+        from_after = F.pad(after[..., :-1] * previous[..., 1:], (0, 1))
+        lines.append(line + from_before + at * previous + from_after)
+    return torch.stack(lines, dim=-2)

@@ -1,0 +1,251 @@
+"""What every model of the registry has in common: named mixing layers, their features, and their frozen state.
+
+A mixing layer moves information between positions. `Mixer.freeze` evaluates everything that the image decides (gates,
+attention weights) and returns a state; given the state, mixing is linear in the values. The forward pass and the
+pictures of `workbench.operators` both go through that state, so what is drawn is what ran.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from kernels.attention import Pattern, attend
+from kernels.propagation import DIRECTIONS, propagate
+
+
+class Layer(NamedTuple):
+    """One layer that mixes positions: its name, kind, grid of positions, pixels per position, and groups."""
+
+    name: str
+    kind: str
+    grid: tuple[int, int]
+    stride: tuple[float, float]
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PropagationState:
+    """A GSPN mixing layer frozen at an image.
+
+    value (B, C, H, W); gates (K, 3, B, C or 1, H, W); lam, u, skip (K, B, C, H, W); weight (K,), the learned weight of
+    each direction; merge "aligned" or "released"; chunk: lines per chunk or None.
+    """
+
+    value: torch.Tensor
+    gates: torch.Tensor
+    lam: torch.Tensor
+    u: torch.Tensor
+    skip: torch.Tensor
+    weight: torch.Tensor
+    merge: str
+    chunk: int | None
+    backend: str = "auto"
+    groups: tuple[str, ...] = DIRECTIONS
+
+    def contributions(self, v: torch.Tensor) -> torch.Tensor:
+        """What each direction adds to the output: (B, C, H, W) -> (K, B, C, H, W).
+
+        aligned:  m_k (U_k P_k^-1 scan(P_k v) + D_k v), everything in image coordinates.
+        released: m_k (U_k scan(P_k v) + D_k P_k v), where nothing is carried back to image coordinates.
+        """
+        if self.merge == "aligned":
+            h = propagate(v, self.gates, self.lam, directions=self.groups, chunk=self.chunk, backend=self.backend)
+            carried = v.unsqueeze(0)
+        else:
+            carried = to_released_frames(v)
+            frames = ("left_right",) * len(self.groups)
+            h = propagate(
+                carried, self.gates, self.lam, directions=frames, chunk=self.chunk, backend=self.backend
+            )
+        return self.weight.view(-1, 1, 1, 1, 1) * (self.u * h + self.skip * carried)
+
+    def mix(self, v: torch.Tensor) -> torch.Tensor:
+        """The merged linear map: (B, C, H, W) -> (B, C, H, W)."""
+        return self.contributions(v).sum(0)
+
+
+def to_released_frames(v: torch.Tensor) -> torch.Tensor:
+    """[v, v^T, flip_W(v), flip_W(v^T)] stacked: (B, C, N, N) -> (4, B, C, N, N). Square maps only."""
+    if v.shape[-1] != v.shape[-2]:
+        raise ValueError(
+            f"merge='released' transposes the map and needs a square one; got {tuple(v.shape[-2:])}: "
+            "use a square image or merge='aligned'."
+        )
+    turned = v.transpose(-1, -2)
+    return torch.stack([v, turned, v.flip(-1), turned.flip(-1)])
+
+
+@dataclass(frozen=True)
+class AttentionState:
+    """A window-attention layer frozen at an image.
+
+    q, k, v (B, H, W, heads, d); pattern: which keys a query reads; bias (heads, 2 kh - 1, 2 kw - 1) or None.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    pattern: Pattern
+    bias: torch.Tensor | None
+    scale: float
+    backend: str = "auto"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(f"head {i}" for i in range(self.q.shape[3]))
+
+    @property
+    def value(self) -> torch.Tensor:
+        """v as a map, (B, heads * d, H, W)."""
+        return to_map(self.v)
+
+    def mix(self, v: torch.Tensor) -> torch.Tensor:
+        """The merged linear map, every head on its own channels: (B, heads * d, H, W) -> the same shape."""
+        tokens = v.permute(0, 2, 3, 1).unflatten(3, self.v.shape[3:])
+        return to_map(self.mix_tokens(tokens))
+
+    def mix_tokens(self, v: torch.Tensor) -> torch.Tensor:
+        """The same in the kernel's layout: (B, H, W, heads, d) -> (B, H, W, heads, d)."""
+        return attend(self.q, self.k, v, self.pattern, self.bias, self.scale, backend=self.backend)
+
+
+def to_map(tokens: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, heads, d) -> (B, heads * d, H, W)."""
+    return tokens.flatten(3).permute(0, 3, 1, 2)
+
+
+State = PropagationState | AttentionState
+
+
+class Mixer(nn.Module):
+    """A layer that mixes positions. `freeze(x)` gives its state for the same input that `forward(x)` takes."""
+
+    kind: str
+    backend: str = "auto"
+
+    def freeze(self, x: torch.Tensor) -> State:
+        raise NotImplementedError
+
+    def chosen_groups(self) -> tuple[str, ...]:
+        """The names of the layer's groups: directions or heads."""
+        raise NotImplementedError
+
+
+class _Reached(Exception):  # noqa: N818 (control flow, not an error)
+    """Stops a forward pass at the layer that was asked for."""
+
+
+class VisionModel(nn.Module):
+    """A classifier whose position-mixing layers have names.
+
+    Subclasses implement `forward` and `blocks`, and set `name`, `config`, `input_size` (pixels of the square image it
+    was designed for) and `size_multiple` (sides must be multiples of it).
+    """
+
+    name: str = ""
+    config: dict[str, Any]
+    input_size: int = 224
+    size_multiple: int = 1
+    #: Where the weights came from: "random", "trained" or a file name; and their SHA-256, set by `load_model`.
+    weights: str = "random"
+    weights_sha256: str = ""
+    #: The checkpoint layout that was found, or "" for weights that were not read from a file.
+    layout: str = ""
+    seed: int | None = None
+
+    def blocks(self) -> dict[str, tuple[nn.Module, Mixer]]:
+        """Layer name -> (its whole block, the mixer inside it), in the order of the forward pass."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def backend(self) -> str:
+        """The backend that every mixing layer is asked to use."""
+        return next(iter(self.blocks().values()))[1].backend
+
+    def set_backend(self, backend: str) -> None:
+        for _, mixer in self.blocks().values():
+            mixer.backend = backend
+
+    def layers(self, size: int | tuple[int, int] | None = None) -> tuple[Layer, ...]:
+        """Every layer that mixes positions, in order, for an input of `size` pixels (side, or (rows, cols))."""
+        rows, cols = (size, size) if isinstance(size, int) else size or (self.input_size, self.input_size)
+        self.check_size(rows, cols)
+        grids = self.grids(rows, cols)
+        return tuple(
+            Layer(name, mixer.kind, grid, (rows / grid[0], cols / grid[1]), mixer.chosen_groups())
+            for (name, (_, mixer)), grid in zip(self.blocks().items(), grids, strict=True)
+        )
+
+    def grids(self, rows: int, cols: int) -> list[tuple[int, int]]:
+        """The grid of each layer, in order, for an input of rows x cols pixels."""
+        raise NotImplementedError
+
+    def check_size(self, rows: int, cols: int) -> None:
+        """Raise ValueError if an image of rows x cols pixels does not fit this model."""
+        m = self.size_multiple
+        if rows < m or cols < m or rows % m or cols % m:
+            raise ValueError(f"{self.name} takes images whose sides are multiples of {m} pixels; got {rows} x {cols}.")
+
+    def block(self, layer: str) -> tuple[nn.Module, Mixer]:
+        """The block and mixer of a layer by name; ValueError with the near matches if there is none."""
+        from .registry import unknown
+
+        blocks = self.blocks()
+        if layer not in blocks:
+            raise ValueError(unknown("layer", layer, blocks, of=self.name))
+        return blocks[layer]
+
+    def features(self, x: torch.Tensor, layer: str) -> torch.Tensor:
+        """The output of a layer's block: (B, 3, H, W) -> (B, C, h, w)."""
+        block, _ = self.block(layer)
+        return self.as_map(_output_of(block, self, x))
+
+    def mixer_inputs(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What every mixing layer receives for x, by layer name, from one forward pass without gradients."""
+        found: dict[str, torch.Tensor] = {}
+        handles = [
+            mixer.register_forward_pre_hook(_remember(found, name)) for name, (_, mixer) in self.blocks().items()
+        ]
+        try:
+            with torch.no_grad():
+                self(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def as_map(self, tokens: torch.Tensor) -> torch.Tensor:
+        """A block's output as (B, C, h, w); models whose blocks work on (B, h, w, C) override this."""
+        return tokens
+
+
+def _remember(found: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        found[name] = args[0]
+
+    return hook
+
+
+def _output_of(module: nn.Module, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Run the model up to `module` and return its output, gradients included."""
+    caught: list[torch.Tensor] = []
+
+    def hook(_: nn.Module, args: Any, output: torch.Tensor) -> None:
+        caught.append(output)
+        raise _Reached
+
+    handle = module.register_forward_hook(hook)
+    try:
+        model(x)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return caught[0]
