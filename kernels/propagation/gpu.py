@@ -1,0 +1,186 @@
+"""Line propagation in Triton: fp32, fp16 or bf16 storage, fp32 state, forward and backward.
+
+One program walks one plane (a channel of one image in one direction), or some of its chunks, line by line; the state of
+the line never leaves the program, and its neighbours are fetched by `tl.gather` (register shuffles when one warp holds
+the line). Vertical directions read image rows, which are contiguous. Horizontal directions would read one element per
+cache sector, so they load tiles of `TILE` columns, eight contiguous elements a row, and take the columns apart in
+registers. Tiling was chosen over re-laying the maps out because a transposed copy of five operands and the result moves
+three times the bytes.
+
+Backward: the adjoint scan stores E (fp32), then two element-wise kernels form dx = sum_k lam E, dlam = sum_c x E and
+dg_j[t, n] = sum_c E[t, n] h[t-1, n+j-1], where the sums are over directions that share x and channels that share gates.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from . import Scan
+from .gpu_lines import TILE, adjoint_columns, adjoint_rows, scan_columns, scan_rows
+
+#: Lines that one program walks at least when a map is cut into chunks.
+_LINES_PER_PROGRAM = 32
+
+
+@triton.jit
+def gate_gradient(
+    e, h, grad_gates, table, height, width, channels, planes, chunk, lines,
+    SHARED: tl.constexpr, HORIZONTAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dg_j at BLOCK positions of one gate plane, summed over channels if they share it."""
+    entry, plane = tl.program_id(0) // planes, tl.program_id(0) % planes
+    k, reverse = tl.load(table + 2 * entry), tl.load(table + 2 * entry + 1)
+    count = height * width
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    r, c = at // width, at % width
+    t = tl.where(reverse != 0, lines - 1 - (c if HORIZONTAL else r), (c if HORIZONTAL else r))
+    follows = inside & (t % chunk != 0)
+    back = tl.where(reverse != 0, 1, -1)
+    for j in tl.static_range(3):
+        rr = r + (j - 1) if HORIZONTAL else r + back
+        cc = c + back if HORIZONTAL else c + (j - 1)
+        exists = follows & (rr >= 0) & (rr < height) & (cc >= 0) & (cc < width)
+        there = rr * width + cc
+        total = tl.zeros((BLOCK,), tl.float32)
+        for i in range(channels if SHARED else 1):
+            source = (k.to(tl.int64) * planes + plane) * (channels if SHARED else 1) + i
+            # A shared gate's planes are (b), its sources (b, c); otherwise both are (b, c).
+            e_value = tl.load(e + source * count + at, mask=inside, other=0.0)
+            h_value = tl.load(h + source * count + there, mask=exists, other=0.0).to(tl.float32)
+            total += tl.where(exists, e_value * h_value, 0.0)
+        image = plane if SHARED else plane // channels
+        channel = 0 if SHARED else plane % channels
+        groups = 1 if SHARED else channels
+        batch = planes // groups
+        target = ((k.to(tl.int64) * 3 + j) * batch + image) * groups + channel
+        tl.store(grad_gates + target * count + at, total.to(grad_gates.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def input_gradient(
+    e, lam, dx, directions, batch, channels, count,
+    HAS_LAM: tl.constexpr, LAM_SHARED: tl.constexpr, SUM_DIRECTIONS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dx = lam E at BLOCK positions of one plane, summed over the directions that share x."""
+    plane = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    planes = batch * channels
+    total = tl.zeros((BLOCK,), tl.float32)
+    for i in range(directions if SUM_DIRECTIONS else 1):
+        source = plane + i * planes
+        value = tl.load(e + source * count + at, mask=inside, other=0.0)
+        if HAS_LAM:
+            weight = source // channels if LAM_SHARED else source
+            value *= tl.load(lam + weight * count + at, mask=inside, other=0.0).to(tl.float32)
+        total += value
+    tl.store(dx + plane * count + at, total.to(dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def weight_gradient(
+    e, x, dlam, batch, channels, count,
+    X_PER_DIRECTION: tl.constexpr, LAM_SHARED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dlam = x E at BLOCK positions of one plane of lam, summed over channels if they share it."""
+    plane = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    total = tl.zeros((BLOCK,), tl.float32)
+    for i in range(channels if LAM_SHARED else 1):
+        source = plane * channels + i if LAM_SHARED else plane
+        x_plane = source if X_PER_DIRECTION else source % (batch * channels)
+        value = tl.load(e + source * count + at, mask=inside, other=0.0)
+        total += value * tl.load(x + x_plane * count + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dlam + plane * count + at, total.to(dlam.dtype.element_ty), mask=inside)
+
+
+def forward(
+    scan: Scan, x: torch.Tensor, gates: torch.Tensor, lam: torch.Tensor | None
+) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+    """x (K or 1, B, C, H, W), gates (K, 3, B, C or 1, H, W), lam (K, B, C or 1, H, W) or None -> h (K, B, C, H, W)."""
+    x, gates = x.contiguous(), gates.contiguous()
+    lam = None if lam is None else lam.contiguous()
+    h = torch.empty((len(scan.directions), *x.shape[1:]), dtype=x.dtype, device=x.device)
+    for horizontal, table in _tables(scan.directions, x.device):
+        kernel = scan_columns if horizontal else scan_rows
+        grid, sizes, options = _launch(scan, h.shape, horizontal, len(table))
+        kernel[grid](
+            x, gates, x if lam is None else lam, h, table, *sizes,
+            HAS_LAM=lam is not None, X_PER_DIRECTION=x.shape[0] > 1, GATES_SHARED=gates.shape[3] < h.shape[2],
+            LAM_SHARED=lam is not None and lam.shape[2] < h.shape[2], **options,
+        )  # fmt: skip
+    return h, (x, gates, lam, h)
+
+
+def backward(
+    scan: Scan, needs: tuple[bool, ...], grad: torch.Tensor, saved: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of x, gates and lam that `needs` asks for, shaped as they are."""
+    x, gates, lam, h = saved
+    grad = grad.contiguous()
+    directions, batch, channels, height, width = h.shape
+    count, block = height * width, 256
+    e = torch.empty(h.shape, dtype=torch.float32, device=h.device)
+    for horizontal, table in _tables(scan.directions, h.device):
+        kernel = adjoint_columns if horizontal else adjoint_rows
+        grid, sizes, options = _launch(scan, h.shape, horizontal, len(table))
+        kernel[grid](grad, gates, e, table, *sizes, GATES_SHARED=gates.shape[3] < channels, **options)
+    dx = dgates = dlam = None
+    pieces = triton.cdiv(count, block)
+    if needs[0]:
+        dx = torch.empty_like(x)
+        input_gradient[(x[..., 0, 0].numel(), pieces)](
+            e, x if lam is None else lam, dx, directions, batch, channels, count, HAS_LAM=lam is not None,
+            LAM_SHARED=lam is not None and lam.shape[2] < channels, SUM_DIRECTIONS=x.shape[0] < directions, BLOCK=block,
+        )  # fmt: skip
+    if needs[2] and lam is not None:
+        dlam = torch.empty_like(lam)
+        weight_gradient[(lam[..., 0, 0].numel(), pieces)](
+            e, x, dlam, batch, channels, count, X_PER_DIRECTION=x.shape[0] > 1,
+            LAM_SHARED=lam.shape[2] < channels, BLOCK=block,
+        )  # fmt: skip
+    if needs[1]:
+        dgates = torch.empty_like(gates)
+        planes = batch * gates.shape[3]
+        for horizontal, table in _tables(scan.directions, h.device):
+            lines = width if horizontal else height
+            gate_gradient[(len(table) * planes, pieces)](
+                e, h, dgates, table, height, width, channels, planes, min(scan.chunk or lines, lines), lines,
+                SHARED=gates.shape[3] < channels, HORIZONTAL=horizontal, BLOCK=block,
+            )  # fmt: skip
+    return dx, dgates, dlam
+
+
+def _launch(
+    scan: Scan, shape: tuple[int, ...], horizontal: bool, entries: int
+) -> tuple[tuple[int, int], tuple[int, ...], dict[str, Any]]:
+    """The grid, the size arguments, and the compile-time options of a scan kernel."""
+    directions, batch, channels, height, width = shape
+    lines, cross = (width, height) if horizontal else (height, width)
+    chunk = min(scan.chunk or lines, lines)
+    span = lines if chunk == lines else min(lines, triton.cdiv(_LINES_PER_PROGRAM, chunk) * chunk)
+    block = max(triton.next_power_of_2(cross), 16)
+    # One warp keeps a line in registers with no barrier up to 256 wide (64 for the tiles of eight columns).
+    warps = min(32, max(1, block // (64 if horizontal else 256)))
+    grid = (entries * batch * channels, triton.cdiv(lines, span))
+    sizes = (batch, channels, lines, cross, chunk, span)
+    options: dict[str, Any] = {"BLOCK": block, "num_warps": warps}
+    if horizontal:
+        options["ALIGNED"] = width % TILE == 0 and span % TILE == 0
+    return grid, sizes, options
+
+
+@lru_cache(maxsize=64)
+def _tables(directions: tuple[str, ...], device: torch.device) -> tuple[tuple[bool, torch.Tensor], ...]:
+    """For the horizontal and the vertical passes: (horizontal, (entries, 2) table of pass number and reversal)."""
+    tables = []
+    for horizontal, names in ((True, ("left_right", "right_left")), (False, ("top_bottom", "bottom_top"))):
+        rows = [[k, names.index(d)] for k, d in enumerate(directions) if d in names]
+        if rows:
+            tables.append((horizontal, torch.tensor(rows, dtype=torch.int32, device=device)))
+    return tuple(tables)
