@@ -20,7 +20,7 @@ BACKENDS = ("auto", "reference", "cpu", "triton")
 CPU_LOCK = threading.Lock()
 
 
-class BackendUnavailable(RuntimeError):
+class BackendUnavailable(RuntimeError):  # noqa: N818 (the name is part of the public contract)
     """An explicitly chosen backend cannot run here; the message names the reason and the remedy."""
 
 

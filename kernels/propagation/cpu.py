@@ -33,8 +33,8 @@ _jit = numba.njit(cache=True, fastmath={"contract"})
 def _scan_lines(x, g0, g1, g2, lam, has_lam, h, states, lines, first, reverse, chunk):
     """Scan `lines` rows of (lines, cross) arrays; the first one walked is line `first` of the map.
 
-    states: nine padded lines (`_scratch`), three of zeros, then two sets to alternate between; a strip finds the line before it
-    there. (The adjoint keeps three products of a line, hence sets of three.)
+    states: nine padded lines (`_scratch`), three of zeros, then two sets to alternate between; a strip finds the line
+    before it there. (The adjoint keeps three products of a line, hence sets of three.)
     """
     for i in range(lines):
         t = first + i
@@ -153,10 +153,27 @@ def _clear_chunk_starts(e, horizontal, reverse, chunk):
 
 @numba.njit(cache=True, fastmath={"contract"}, parallel=True)
 def _backward(
-    grad, x, gates, lam, has_lam, h, dx, dgates, dlam, needs, horizontal, reverse, chunk, parts, strips, column_states, row_states, planes
+    grad,
+    x,
+    gates,
+    lam,
+    has_lam,
+    h,
+    dx,
+    dgates,
+    dlam,
+    needs,
+    horizontal,
+    reverse,
+    chunk,
+    parts,
+    strips,
+    column_states,
+    row_states,
+    planes,
 ):
     """One work item is an image and a block of channels; gradients shared by channels are summed block by block."""
-    count, batch, channels, height, width = grad.shape
+    count, batch, channels, height = grad.shape[:4]
     for item in numba.prange(batch * parts):
         b, part = item // parts, item % parts
         thread = numba.get_thread_id()
@@ -197,7 +214,7 @@ def _backward(
 
 def forward(
     scan: Scan, x: torch.Tensor, gates: torch.Tensor, lam: torch.Tensor | None
-) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """x (K or 1, B, C, H, W), gates (K, 3, B, C or 1, H, W), lam (K, B, C or 1, H, W) or None -> h (K, B, C, H, W)."""
     x, gates = x.contiguous(), gates.contiguous()
     lam = None if lam is None else lam.contiguous()
@@ -214,7 +231,7 @@ def backward(
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of x, gates and lam that `needs` asks for, shaped as they are."""
     x, gates, lam, h = saved
-    count, batch, channels, height, width = h.shape
+    _, batch, channels, height, width = h.shape
     needs = (needs[0], needs[1], needs[2] and lam is not None)
     lam_channels = channels if lam is None else lam.shape[2]
     with CPU_LOCK:

@@ -3,7 +3,7 @@
 One program walks one plane (a channel of one image in one direction), or some of its chunks, line by line; the state of
 the line never leaves the program, and its neighbours are fetched by `tl.gather` (register shuffles when one warp holds
 the line). Vertical directions read image rows, which are contiguous. Horizontal directions would read one element per
-cache sector, so they load tiles of `TILE` columns, eight contiguous elements a row, and take the columns apart in
+cache sector, so they load tiles of `TILE` columns, one wide load a row, and take the columns apart in
 registers. Tiling was chosen over re-laying the maps out because a transposed copy of five operands and the result moves
 three times the bytes.
 
@@ -160,13 +160,14 @@ def _launch(
     scan: Scan, shape: tuple[int, ...], horizontal: bool, entries: int
 ) -> tuple[tuple[int, int], tuple[int, ...], dict[str, Any]]:
     """The grid, the size arguments, and the compile-time options of a scan kernel."""
-    directions, batch, channels, height, width = shape
+    _, batch, channels, height, width = shape
     lines, cross = (width, height) if horizontal else (height, width)
     chunk = min(scan.chunk or lines, lines)
     span = lines if chunk == lines else min(lines, triton.cdiv(_LINES_PER_PROGRAM, chunk) * chunk)
     block = max(triton.next_power_of_2(cross), 16)
-    # One warp keeps a line in registers with no barrier up to 256 wide (64 for the tiles of eight columns).
-    warps = min(32, max(1, block // (64 if horizontal else 256)))
+    # One warp keeps a line in registers with no barrier up to 128 wide (64 in tiles); wider ones would spill.
+    per_warp = (64 if block < 1024 else 32) if horizontal else 128
+    warps = min(32, max(1, block // per_warp))
     grid = (entries * batch * channels, triton.cdiv(lines, span))
     sizes = (batch, channels, lines, cross, chunk, span)
     options: dict[str, Any] = {"BLOCK": block, "num_warps": warps}
@@ -184,3 +185,55 @@ def _tables(directions: tuple[str, ...], device: torch.device) -> tuple[tuple[bo
         if rows:
             tables.append((horizontal, torch.tensor(rows, dtype=torch.int32, device=device)))
     return tuple(tables)
+
+
+def compile_specs() -> list[dict[str, Any]]:
+    """Representative configurations of every kernel of this op, for ahead-of-time compilation (kernels/inspect.py)."""
+    from .normalise_gpu import normalise, normalise_gradient
+
+    specs: list[dict[str, Any]] = []
+    for storage in ("fp32", "bf16"):
+        for cross in (64, 256, 1024):
+            specs += [_line_spec(kernel, storage, cross) for kernel in (scan_rows, scan_columns)]
+            specs += [_line_spec(kernel, storage, cross) for kernel in (adjoint_rows, adjoint_columns)]
+        for kernel in (gate_gradient, input_gradient, weight_gradient, normalise, normalise_gradient):
+            specs.append(_flat_spec(kernel, storage))
+    return specs
+
+
+def _line_spec(kernel: Any, storage: str, cross: int) -> dict[str, Any]:
+    horizontal = kernel in (scan_columns, adjoint_columns)
+    _, _, options = _launch(Scan(("left_right",), None), (1, 1, 1, cross, cross), horizontal, 1)
+    warps = options.pop("num_warps")
+    flags = {"HAS_LAM": True, "X_PER_DIRECTION": False, "GATES_SHARED": False, "LAM_SHARED": False}
+    return _spec(kernel, f"{storage} {cross} wide", storage, flags | options, warps)
+
+
+def _flat_spec(kernel: Any, storage: str) -> dict[str, Any]:
+    flags = {
+        "SHARED": False, "HORIZONTAL": True, "HAS_LAM": True, "LAM_SHARED": False, "SUM_DIRECTIONS": True,
+        "X_PER_DIRECTION": False, "BLOCK": 256,
+    }  # fmt: skip
+    return _spec(kernel, storage, storage, flags, 4)
+
+
+def _spec(kernel: Any, variant: str, storage: str, options: dict[str, Any], warps: int) -> dict[str, Any]:
+    """Pointers are assumed to be 16-byte aligned, as torch's are; sizes are plain integers."""
+    tables, states = ("table", "horizontal"), ("e",)
+    tensors = ("x", "gates", "lam", "h", "grad", "dx", "dlam", "grad_gates", "logits", "out")
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    for name in kernel.arg_names:
+        if name in options:
+            signature[name], constants[name] = "constexpr", options[name]
+        elif name in tables:
+            signature[name] = "*i32"
+        elif name in states:
+            signature[name] = "*fp32"
+        else:
+            signature[name] = f"*{storage}" if name in tensors else "i32"
+    aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
+    return {
+        "op": "propagation", "name": f"{kernel.__name__} {variant}", "fn": kernel, "signature": signature,
+        "constexprs": constants, "attrs": {(i,): [["tt.divisibility", 16]] for i in aligned}, "num_warps": warps,
+    }  # fmt: skip

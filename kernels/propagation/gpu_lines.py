@@ -7,8 +7,9 @@ Every program handles one (table entry, image, channel) plane and, along the sec
 import triton
 import triton.language as tl
 
-#: Columns per tile of a horizontal scan: 32 bytes a row in fp32, one sector of memory.
-TILE = 8
+#: Columns per tile of a horizontal scan: one 16-byte load a row in fp32; the other half of its sector is the next tile.
+#: Tiles of eight spilled registers on sm_90.
+TILE = 4
 
 
 @triton.jit
@@ -71,7 +72,7 @@ def scan_rows(
     previous = tl.zeros((BLOCK,), tl.float32)
     for t in range(begin, end):
         following = at + step
-        more = here & (t + 1 < end)
+        more = n < tl.where(t + 1 < end, cross, 0)
         next_source = tl.load(x + x_at + following, mask=more, other=0.0).to(tl.float32)
         if HAS_LAM:
             next_source *= tl.load(lam + lam_at + following, mask=more, other=0.0).to(tl.float32)
@@ -117,32 +118,26 @@ def _send(value, g0, g1, g2, n, cross):
 
 @triton.jit
 def _apart(tile, BLOCK: tl.constexpr):
-    """The eight columns of a (BLOCK, 8) tile."""
-    even, odd = tl.split(tl.reshape(tile, (BLOCK, 2, 2, 2)))
-    c04, c26 = tl.split(even)
-    c15, c37 = tl.split(odd)
-    c0, c4 = tl.split(c04)
-    c2, c6 = tl.split(c26)
-    c1, c5 = tl.split(c15)
-    c3, c7 = tl.split(c37)
-    return c0, c1, c2, c3, c4, c5, c6, c7
+    """The four columns of a (BLOCK, 4) tile."""
+    even, odd = tl.split(tl.reshape(tile, (BLOCK, 2, 2)))
+    c0, c2 = tl.split(even)
+    c1, c3 = tl.split(odd)
+    return c0, c1, c2, c3
 
 
 @triton.jit
-def _together(c0, c1, c2, c3, c4, c5, c6, c7, BLOCK: tl.constexpr):
+def _together(c0, c1, c2, c3, BLOCK: tl.constexpr):
     """The inverse of `_apart`."""
-    even = tl.join(tl.join(c0, c4), tl.join(c2, c6))
-    odd = tl.join(tl.join(c1, c5), tl.join(c3, c7))
-    return tl.reshape(tl.join(even, odd), (BLOCK, 8))
+    return tl.reshape(tl.join(tl.join(c0, c2), tl.join(c1, c3)), (BLOCK, 4))
 
 
 @triton.jit
-def _tile(begin, end, width, reverse, n, cross, ALIGNED: tl.constexpr, TILE_: tl.constexpr):
-    """Offsets and mask of the (BLOCK, 8) tile that holds lines begin .. begin + 7, columns ascending in memory."""
-    row = width // TILE_ * TILE_ if ALIGNED else width  # tells the compiler that rows start on whole tiles
-    first = tl.where(reverse, width - TILE_ - begin, begin)
-    first = tl.multiple_of(first, TILE_) if ALIGNED else first
-    col = first + tl.arange(0, TILE_)
+def _tile(begin, end, width, reverse, n, cross, ALIGNED: tl.constexpr):
+    """Offsets and mask of the (BLOCK, 4) tile that holds lines begin .. begin + 3, columns ascending in memory."""
+    row = width // 4 * 4 if ALIGNED else width  # tells the compiler that rows start on whole tiles
+    first = tl.where(reverse, width - 4 - begin, begin)
+    first = tl.multiple_of(first, 4) if ALIGNED else first
+    col = first + tl.arange(0, 4)
     t = tl.where(reverse, width - 1 - col, col)
     inside = (n < cross)[:, None] & ((t >= begin) & (t < end))[None, :]
     return n.to(tl.int64)[:, None] * row + col[None, :], inside
@@ -154,7 +149,7 @@ def scan_columns(
     HAS_LAM: tl.constexpr, X_PER_DIRECTION: tl.constexpr, GATES_SHARED: tl.constexpr, LAM_SHARED: tl.constexpr,
     BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Horizontal scan: a line is an image column, read and written in tiles of eight."""
+    """Horizontal scan: a line is an image column, read and written in tiles of four."""
     x_at, gates_at, lam_at, h_at, stride, reverse = _planes(
         table, batch, channels, lines, cross, X_PER_DIRECTION, GATES_SHARED, LAM_SHARED
     )
@@ -162,8 +157,8 @@ def scan_columns(
     begin = tl.program_id(1) * span
     end = tl.minimum(begin + span, lines)
     previous = tl.zeros((BLOCK,), tl.float32)
-    for t in range(begin, end, 8):
-        at, here = _tile(t, end, lines, reverse, n, cross, ALIGNED, 8)
+    for t in range(begin, end, 4):
+        at, here = _tile(t, end, lines, reverse, n, cross, ALIGNED)
         source = tl.load(x + x_at + at, mask=here, other=0.0).to(tl.float32)
         if HAS_LAM:
             source *= tl.load(lam + lam_at + at, mask=here, other=0.0).to(tl.float32)
@@ -174,33 +169,31 @@ def scan_columns(
         h0 = _column_step(0, t, previous, s, g0, g1, g2, n, cross, chunk, reverse)
         h1 = _column_step(1, t, h0, s, g0, g1, g2, n, cross, chunk, reverse)
         h2 = _column_step(2, t, h1, s, g0, g1, g2, n, cross, chunk, reverse)
-        h3 = _column_step(3, t, h2, s, g0, g1, g2, n, cross, chunk, reverse)
-        h4 = _column_step(4, t, h3, s, g0, g1, g2, n, cross, chunk, reverse)
-        h5 = _column_step(5, t, h4, s, g0, g1, g2, n, cross, chunk, reverse)
-        h6 = _column_step(6, t, h5, s, g0, g1, g2, n, cross, chunk, reverse)
-        previous = _column_step(7, t, h6, s, g0, g1, g2, n, cross, chunk, reverse)
-        tile = _ordered(h0, h1, h2, h3, h4, h5, h6, previous, reverse, BLOCK)
+        previous = _column_step(3, t, h2, s, g0, g1, g2, n, cross, chunk, reverse)
+        tile = _ordered(h0, h1, h2, previous, reverse, BLOCK)
         tl.store(h + h_at + at, tile.to(h.dtype.element_ty), mask=here)
 
 
 @triton.jit
-def _column_step(I: tl.constexpr, t, previous, s, g0, g1, g2, n, cross, chunk, reverse):
-    """Line t + I of the tile; in a reversed scan it is column 7 - I."""
-    source = tl.where(reverse, s[7 - I], s[I])
-    a = tl.where(reverse, g0[7 - I], g0[I])
-    b = tl.where(reverse, g1[7 - I], g1[I])
-    c = tl.where(reverse, g2[7 - I], g2[I])
-    return tl.where((t + I) % chunk == 0, source, _advance(previous, source, a, b, c, n, cross))
+def _column_step(J: tl.constexpr, t, previous, s, g0, g1, g2, n, cross, chunk, reverse):
+    """Line t + J of the tile; in a reversed scan it is column 3 - J."""
+    source = tl.where(reverse, s[3 - J], s[J])
+    a = tl.where(reverse, g0[3 - J], g0[J])
+    b = tl.where(reverse, g1[3 - J], g1[J])
+    c = tl.where(reverse, g2[3 - J], g2[J])
+    return tl.where((t + J) % chunk == 0, source, _advance(previous, source, a, b, c, n, cross))
 
 
 @triton.jit
-def _ordered(l0, l1, l2, l3, l4, l5, l6, l7, reverse, BLOCK: tl.constexpr):
+def _ordered(l0, l1, l2, l3, reverse, BLOCK: tl.constexpr):
     """The tile whose columns are these lines, in memory order."""
     return _together(
-        tl.where(reverse, l7, l0), tl.where(reverse, l6, l1), tl.where(reverse, l5, l2), tl.where(reverse, l4, l3),
-        tl.where(reverse, l3, l4), tl.where(reverse, l2, l5), tl.where(reverse, l1, l6), tl.where(reverse, l0, l7),
+        tl.where(reverse, l3, l0),
+        tl.where(reverse, l2, l1),
+        tl.where(reverse, l1, l2),
+        tl.where(reverse, l0, l3),
         BLOCK,
-    )  # fmt: skip
+    )
 
 
 @triton.jit
@@ -215,32 +208,28 @@ def adjoint_columns(
     n = tl.arange(0, BLOCK)
     begin = tl.program_id(1) * span
     end = tl.minimum(begin + span, lines)
-    tiles = tl.cdiv(end - begin, 8)
+    tiles = tl.cdiv(end - begin, 4)
     sent = tl.zeros((BLOCK,), tl.float32)
     for i in range(0, tiles):
-        t = begin + (tiles - 1 - i) * 8
-        at, here = _tile(t, end, lines, reverse, n, cross, ALIGNED, 8)
+        t = begin + (tiles - 1 - i) * 4
+        at, here = _tile(t, end, lines, reverse, n, cross, ALIGNED)
         d = _apart(tl.load(grad + own + at, mask=here, other=0.0).to(tl.float32), BLOCK)
         g0 = _apart(tl.load(gates + gates_at + at, mask=here, other=0.0).to(tl.float32), BLOCK)
         g1 = _apart(tl.load(gates + gates_at + stride + at, mask=here, other=0.0).to(tl.float32), BLOCK)
         g2 = _apart(tl.load(gates + gates_at + 2 * stride + at, mask=here, other=0.0).to(tl.float32), BLOCK)
-        e7, sent = _adjoint_step(7, t, sent, d, g0, g1, g2, n, cross, chunk, reverse)
-        e6, sent = _adjoint_step(6, t, sent, d, g0, g1, g2, n, cross, chunk, reverse)
-        e5, sent = _adjoint_step(5, t, sent, d, g0, g1, g2, n, cross, chunk, reverse)
-        e4, sent = _adjoint_step(4, t, sent, d, g0, g1, g2, n, cross, chunk, reverse)
         e3, sent = _adjoint_step(3, t, sent, d, g0, g1, g2, n, cross, chunk, reverse)
         e2, sent = _adjoint_step(2, t, sent, d, g0, g1, g2, n, cross, chunk, reverse)
         e1, sent = _adjoint_step(1, t, sent, d, g0, g1, g2, n, cross, chunk, reverse)
         e0, sent = _adjoint_step(0, t, sent, d, g0, g1, g2, n, cross, chunk, reverse)
-        tl.store(e + own + at, _ordered(e0, e1, e2, e3, e4, e5, e6, e7, reverse, BLOCK), mask=here)
+        tl.store(e + own + at, _ordered(e0, e1, e2, e3, reverse, BLOCK), mask=here)
 
 
 @triton.jit
-def _adjoint_step(I: tl.constexpr, t, sent, d, g0, g1, g2, n, cross, chunk, reverse):
-    """E of line t + I of the tile, and what it sends to the line before it."""
-    value = tl.where(reverse, d[7 - I], d[I])
-    value = tl.where((t + I + 1) % chunk == 0, value, value + sent)
-    a = tl.where(reverse, g0[7 - I], g0[I])
-    b = tl.where(reverse, g1[7 - I], g1[I])
-    c = tl.where(reverse, g2[7 - I], g2[I])
+def _adjoint_step(J: tl.constexpr, t, sent, d, g0, g1, g2, n, cross, chunk, reverse):
+    """E of line t + J of the tile, and what it sends to the line before it."""
+    value = tl.where(reverse, d[3 - J], d[J])
+    value = tl.where((t + J + 1) % chunk == 0, value, value + sent)
+    a = tl.where(reverse, g0[3 - J], g0[J])
+    b = tl.where(reverse, g1[3 - J], g1[J])
+    c = tl.where(reverse, g2[3 - J], g2[J])
     return value, _send(value, a, b, c, n, cross)

@@ -189,9 +189,7 @@ def _transpose(do, source, weights, r, c, target, load_masks, store_masks):
     """Pair rows i and i + 4 four columns at a time, then interleave singles and pairs inside each half-vector."""
     rows = [do.load(source, do.at(r, i), c, mask=load_masks[i]) for i in range(LANES)]
     if weights is not None:
-        rows = [
-            do.product(row, do.load(weights, do.at(r, i), c, mask=load_masks[i])) for i, row in enumerate(rows)
-        ]
+        rows = [do.product(row, do.load(weights, do.at(r, i), c, mask=load_masks[i])) for i, row in enumerate(rows)]
     for half in (0, 4):
         lanes = [half + i for i in range(4)]
         a, b, c_, d = (do.shuffle(rows[i], rows[i + 4], lanes + [LANES + lane for lane in lanes]) for i in range(4))

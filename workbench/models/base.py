@@ -46,21 +46,16 @@ class PropagationState:
     groups: tuple[str, ...] = DIRECTIONS
 
     def contributions(self, v: torch.Tensor) -> torch.Tensor:
-        """What each direction adds to the output: (B, C, H, W) -> (K, B, C, H, W).
+        """What each direction adds to the output: (B, C, H, W), or a v for each, (K, B, C, H, W) -> (K, B, C, H, W).
 
         aligned:  m_k (U_k P_k^-1 scan(P_k v) + D_k v), everything in image coordinates.
         released: m_k (U_k scan(P_k v) + D_k P_k v), where nothing is carried back to image coordinates.
         """
-        if self.merge == "aligned":
-            h = propagate(v, self.gates, self.lam, directions=self.groups, chunk=self.chunk, backend=self.backend)
-            carried = v.unsqueeze(0)
-        else:
-            carried = to_released_frames(v)
-            frames = ("left_right",) * len(self.groups)
-            h = propagate(
-                carried, self.gates, self.lam, directions=frames, chunk=self.chunk, backend=self.backend
-            )
-        return self.weight.view(-1, 1, 1, 1, 1) * (self.u * h + self.skip * carried)
+        directions = self.groups
+        if self.merge == "released":
+            v, directions = to_released_frames(v), ("left_right",) * len(self.groups)
+        h = propagate(v, self.gates, self.lam, directions=directions, chunk=self.chunk, backend=self.backend)
+        return self.weight.view(-1, 1, 1, 1, 1) * (self.u * h + self.skip * v)
 
     def mix(self, v: torch.Tensor) -> torch.Tensor:
         """The merged linear map: (B, C, H, W) -> (B, C, H, W)."""
@@ -68,14 +63,18 @@ class PropagationState:
 
 
 def to_released_frames(v: torch.Tensor) -> torch.Tensor:
-    """[v, v^T, flip_W(v), flip_W(v^T)] stacked: (B, C, N, N) -> (4, B, C, N, N). Square maps only."""
+    """[v, v^T, flip_W(v), flip_W(v^T)]: (B, C, N, N), or one for each, (4, B, C, N, N) -> (4, B, C, N, N).
+
+    Raises:
+        ValueError: the map is not square.
+    """
     if v.shape[-1] != v.shape[-2]:
         raise ValueError(
             f"merge='released' transposes the map and needs a square one; got {tuple(v.shape[-2:])}: "
             "use a square image or merge='aligned'."
         )
-    turned = v.transpose(-1, -2)
-    return torch.stack([v, turned, v.flip(-1), turned.flip(-1)])
+    a, b, c, d = v if v.ndim == 5 else (v, v, v, v)
+    return torch.stack([a, b.transpose(-1, -2), c.flip(-1), d.transpose(-1, -2).flip(-1)])
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,19 @@ class AttentionState:
     def mix_tokens(self, v: torch.Tensor) -> torch.Tensor:
         """The same in the kernel's layout: (B, H, W, heads, d) -> (B, H, W, heads, d)."""
         return attend(self.q, self.k, v, self.pattern, self.bias, self.scale, backend=self.backend)
+
+    def row(self, position: tuple[int, int]) -> torch.Tensor:
+        """The softmax row of one query, recomputed from q and k: (heads, H, W), 0 where the query does not read."""
+        height, width = self.q.shape[1:3]
+        rows, cols = torch.tensor(self.pattern.keys(position, (height, width)), device=self.q.device).unbind(1)
+        logits = torch.einsum("hd,nhd->hn", self.q[0, position[0], position[1]] * self.scale, self.k[0, rows, cols])
+        if self.bias is not None:
+            down = position[0] - rows + self.bias.shape[1] // 2
+            right = position[1] - cols + self.bias.shape[2] // 2
+            logits = logits + self.bias[:, down, right]
+        maps = logits.new_zeros(logits.shape[0], height, width)
+        maps[:, rows, cols] = logits.softmax(1)
+        return maps
 
 
 def to_map(tokens: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Analyses: a frozen Spec in, an xarray.Dataset out, with everything needed to compute it again in its attrs."""

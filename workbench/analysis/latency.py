@@ -1,0 +1,159 @@
+"""How long a layer and its model take on this machine, beside the least that their bytes and operations allow.
+
+Nothing here is assumed: the copy bandwidth and the matrix rate are measured on the same device, and every time carries
+its method, spread and number of runs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+from kernels.backends import choose
+from workbench.images import Image
+from workbench.models.base import AttentionState, PropagationState, State, VisionModel
+
+from .spec import record
+
+PARTS = {
+    "mixing": "the linear map of the picture, given its gates or weights' inputs",
+    "layer": "the mixing layer with its projections",
+    "model": "the whole forward pass",
+}
+
+
+@dataclass(frozen=True)
+class LatencySpec:
+    """layer: the layer to time; seconds: the least time spent on each of the three parts; batch is 1."""
+
+    layer: str
+    seconds: float = 0.5
+
+
+def measure(
+    model: VisionModel, image: Image, layer: str, seconds: float = 0.5, progress: Callable[[str], None] | None = None
+) -> xr.Dataset:
+    """Time a mixing step, its layer and the whole model, forward, batch 1, on the model's device.
+
+    Args:
+        model: from `load_model`.
+        image: from `load_image`.
+        layer: a name from `model.layers()`.
+        seconds: the least time to spend on each part.
+        progress: called with the name of each part before it is timed.
+
+    Returns:
+        For each part (mixing, layer, model): median, p20, p80 and floor in seconds, n, bytes, flops; and the measured
+        bandwidth (bytes a second, read plus written) and matmul rate (operations a second) that the floor is made of.
+
+    Raises:
+        ValueError: the layer is unknown.
+    """
+    _, mixer = model.block(layer)
+    x = image.tensor.to(model.device)
+    inputs = model.mixer_inputs(x)
+    rates = machine_rates(str(model.device))
+    with torch.no_grad():
+        state = mixer.freeze(inputs[layer])
+        work: dict[str, tuple[Callable[[], Any], float, float]] = {
+            "mixing": (lambda: state.mix(state.value), *mixing_cost(state)),
+            "layer": (lambda: mixer(inputs[layer]), *_layer_cost(mixer, inputs[layer], state)),
+            "model": (lambda: model(x), *_model_cost(model, x, inputs)),
+        }
+        rows = []
+        for name, (run, least_bytes, flops) in work.items():
+            if progress is not None:
+                progress(name)
+            times = time_runs(run, model.device, seconds)
+            floor = max(least_bytes / rates["bandwidth"], flops / rates["matmul"])
+            rows.append((*np.percentile(times, [50, 20, 80]), len(times), least_bytes, flops, floor))
+    names = ("median", "p20", "p80", "n", "bytes", "flops", "floor")
+    info = {
+        "model": model.name, "weights": model.weights, "layer": layer, "size": tuple(x.shape[-2:]), "batch": 1,
+        "dtype": str(x.dtype).removeprefix("torch."), "device": device_name(model.device),
+        "backend": choose(mixer.backend, state.value), "threads": torch.get_num_threads(),
+        "method": "triton.testing.do_bench" if model.device.type == "cuda" else "torch.utils.benchmark",
+        "direction": "forward",
+    }  # fmt: skip
+    return xr.Dataset(
+        {name: (("part",), np.array(column)) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        | {name: ((), rate) for name, rate in rates.items()},
+        coords={"part": list(work)},
+        attrs=record("latency", LatencySpec(layer, seconds), info),
+    )
+
+
+def time_runs(run: Callable[[], Any], device: torch.device, seconds: float) -> np.ndarray:
+    """Seconds of each timed run, after a warm-up, for at least `seconds` in all."""
+    run()
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        return np.array(do_bench(run, rep=int(seconds * 1000), return_mode="all")) / 1e3
+    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    return np.array(timer.blocked_autorange(min_run_time=seconds).times)
+
+
+@lru_cache(maxsize=8)
+def machine_rates(device: str) -> dict[str, float]:
+    """The device's measured copy bandwidth (bytes a second, read plus written) and fp32 matrix rate (flops a second)."""
+    where = torch.device(device)
+    source = torch.rand(2**24 if where.type == "cpu" else 2**28, device=where)
+    target = torch.empty_like(source)
+    a = torch.rand(1024 if where.type == "cpu" else 8192, 1024 if where.type == "cpu" else 8192, device=where)
+    b, c = torch.rand_like(a), torch.empty_like(a)
+    copy = float(np.median(time_runs(lambda: target.copy_(source), where, 0.2)))
+    product = float(np.median(time_runs(lambda: torch.mm(a, b, out=c), where, 0.2)))
+    return {"bandwidth": 2 * 4 * source.numel() / copy, "matmul": 2 * a.shape[0] ** 3 / product}
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def mixing_cost(state: State) -> tuple[float, float]:
+    """(least bytes, operations) of the mixing step: every input read once, the output written once.
+
+    Propagation, K directions, C channels, N positions: reads v, three gates, lambda, u and D, writes y: (2 + 6 K) C N
+    values; 12 operations for each direction, channel and position. Attention: reads q, k, v and the bias, writes the
+    output; two multiply-adds per channel for every key that a query reads.
+    """
+    size = state.value.element_size()
+    if isinstance(state, PropagationState):
+        reads = (state.value, state.gates, state.lam, state.u, state.skip)
+        flops = 12.0 * state.lam.numel()
+        return size * float(sum(t.numel() for t in reads) + state.value.numel()), flops
+    assert isinstance(state, AttentionState)
+    batch, height, width, heads, channels = state.q.shape
+    pairs = float(state.pattern.count((height, width)).sum())
+    bias = 0 if state.bias is None else state.bias.numel()
+    return size * float(4 * state.q.numel() + bias), 4.0 * batch * pairs * heads * channels
+
+
+def _layer_cost(mixer: torch.nn.Module, x: torch.Tensor, state: State) -> tuple[float, float]:
+    """Weights, input and output once; the operations of its convolutions and products, and of the mixing step."""
+    with FlopCounterMode(display=False) as counter:
+        output = mixer(x)
+    parameters = sum(p.numel() for p in mixer.parameters())
+    least = x.element_size() * float(parameters + x.numel() + output.numel())
+    return least, counter.get_total_flops() + mixing_cost(state)[1]
+
+
+def _model_cost(model: VisionModel, x: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Weights, image and logits once; the operations of its convolutions and products, and of every mixing step."""
+    with FlopCounterMode(display=False) as counter:
+        logits = model(x)
+    flops = float(counter.get_total_flops())
+    for name, (_, mixer) in model.blocks().items():
+        flops += mixing_cost(mixer.freeze(inputs[name]))[1]
+    parameters = sum(p.numel() for p in model.parameters())
+    return x.element_size() * float(parameters + x.numel() + logits.numel()), flops

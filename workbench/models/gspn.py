@@ -1,0 +1,308 @@
+"""GSPN: a hierarchical image classifier whose blocks mix positions by line propagation in four directions.
+
+Paper: Parallel Sequence Modeling via Generalized Spatial Propagation Network, arXiv 2501.12381 (CVPR 2025).
+Source: written from the paper's formulas and the published names and shapes of its tensors; no upstream code was used.
+The upstream code and weights carry a non-commercial licence: they are not part of this project, and a user who has the
+weights loads the file with `load_model(name, weights="path")`.
+Licence of this file: Apache-2.0.
+
+gspn_tiny, gspn_small and gspn_base have the released configurations. gspn_nano is our own small variant for 64 x 64
+images; it has no counterpart upstream.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kernels.propagation import DIRECTIONS, normalise_gates
+
+from .base import Mixer, PropagationState, VisionModel
+from .checks import check_choice, check_stages, check_whole
+from .registry import register
+
+MERGES = ("aligned", "released")
+
+#: Lines per chunk in the blocks that do not scan the whole map.
+LOCAL_CHUNK = 2
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of a (B, C, H, W) map."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Linear2d(nn.Linear):
+    """A 1 x 1 convolution of a (B, C, H, W) map; its weight is stored as (out, in)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
+
+
+class GlobalResponseNorm(nn.Module):
+    """gamma (x N) + beta + x, where N = ||x|| / (mean over channels of ||x|| + 1e-6), norms over the positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+        relative = norm / (norm.mean(1, keepdim=True) + 1e-6)
+        return torch.addcmul(self.beta, x, self.gamma * relative + 1)
+
+
+class Mlp(nn.Module):
+    """Two 1 x 1 layers around an exact GELU, four times as wide inside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = Linear2d(channels, 4 * channels)
+        self.fc2 = Linear2d(4 * channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Propagation(Mixer):
+    """Line propagation in four directions, merged with one learned scalar per direction.
+
+    What is mixed is v = dwconv(in_proj(x)). From p = x_conv_down(v), of r channels, 1 x 1 maps predict three gate
+    logits, lambda, u and D for every direction, channel and pixel; then
+
+        y = sum over k of m_k (u_k h_k + D_k v),    h_k = the scan of lambda_k v with the normalised gates of k
+
+    and the layer returns out_proj(grn(out_norm(y))). `PropagationState.modulated` says what the two merges do.
+
+    Args:
+        channels: channels of x, (B, channels, H, W).
+        inner: channels of v, (B, inner, H, W).
+        d_state: r.
+        merge: "aligned" or "released".
+        chunk: lines per chunk, None for one chunk over the whole map.
+
+    Source: GSPN (arXiv 2501.12381), section 3. The term D v is in the released tensors, not in the paper's equations.
+    """
+
+    kind = "propagation"
+
+    def __init__(self, channels: int, inner: int, d_state: int, merge: str, chunk: int | None) -> None:
+        super().__init__()
+        self.merge, self.chunk = merge, chunk
+        self.in_proj = Linear2d(channels, inner, bias=False)
+        self.conv2d = nn.Conv2d(inner, inner, 7, padding=3, groups=inner, bias=False)
+        self.x_conv_down = nn.Conv2d(inner, d_state, 1, bias=False)
+        self.w_conv_up = nn.Conv2d(d_state, 12 * inner, 1, bias=False)
+        self.l_conv_up = nn.Conv2d(d_state, 4 * inner, 1, bias=False)
+        self.u_conv_up = nn.Conv2d(d_state, 4 * inner, 1, bias=False)
+        self.d_conv = nn.Conv2d(d_state, 4 * inner, 1, bias=False)
+        self.m_conv = nn.Conv2d(4, 1, 1, bias=False)
+        self.grn = GlobalResponseNorm(inner)
+        self.out_norm = LayerNorm2d(inner)
+        self.out_proj = Linear2d(inner, channels, bias=False)
+
+    def freeze(self, x: torch.Tensor) -> PropagationState:
+        """Everything that the image decides, for x (B, channels, H, W)."""
+        value = self.conv2d(self.in_proj(x)).contiguous()
+        p = self.x_conv_down(value)
+        # Stored gate by gate and used direction by direction: reordering the small weight spares copying the large map.
+        gate_weight = self.w_conv_up.weight.flatten(1).unflatten(0, (3, 4, -1)).transpose(0, 1)
+        # The released merge carries only v into each direction's frame, so all its maps are in the frame of the scan.
+        frames = DIRECTIONS if self.merge == "aligned" else (DIRECTIONS[0],) * 4
+        return PropagationState(
+            value=value,
+            gates=normalise_gates(predict(gate_weight, p), frames, backend=self.backend),
+            lam=predict(by_direction(self.l_conv_up), p),
+            u=predict(by_direction(self.u_conv_up), p),
+            skip=predict(by_direction(self.d_conv), p),
+            weight=self.m_conv.weight.flatten(),
+            merge=self.merge,
+            chunk=self.chunk,
+            backend=self.backend,
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.freeze(x)
+        return self.out_proj(self.grn(self.out_norm(state.mix(state.value))))
+
+    def chosen_groups(self) -> tuple[str, ...]:
+        return DIRECTIONS
+
+
+def by_direction(conv: nn.Conv2d) -> torch.Tensor:
+    """The weight of a 1 x 1 convolution to 4 D channels as (4, D, r)."""
+    return conv.weight.flatten(1).unflatten(0, (4, -1))
+
+
+def predict(weight: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """A 1 x 1 convolution that puts the groups of its weight first: (..., D, r), (B, r, H, W) -> (..., B, D, H, W)."""
+    return (weight.unsqueeze(-3) @ p.flatten(2)).unflatten(-1, p.shape[2:])
+
+
+class Block(nn.Module):
+    """x + op(norm(x)), then x + mlp(norm2(x)), on (B, C, H, W)."""
+
+    def __init__(self, channels: int, inner: int, d_state: int, merge: str, chunk: int | None) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(channels)
+        self.op = Propagation(channels, inner, d_state, merge, chunk)
+        self.norm2 = LayerNorm2d(channels)
+        self.mlp = Mlp(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.op(self.norm(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Stage(nn.Module):
+    """Blocks on one grid, then the step to the next grid."""
+
+    def __init__(self, blocks: list[Block], downsample: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.downsample(x)
+
+
+def stem(channels: int, strides: Sequence[int]) -> nn.Sequential:
+    """Two 3 x 3 convolutions with layer norms; the numbers are those of the released tensor names."""
+    half = channels // 2
+    return nn.Sequential(
+        OrderedDict(
+            {
+                "0": nn.Conv2d(3, half, 3, strides[0], 1),
+                "2": LayerNorm2d(half),
+                "4": nn.GELU(),
+                "5": nn.Conv2d(half, channels, 3, strides[1], 1),
+                "7": LayerNorm2d(channels),
+            }
+        )
+    )
+
+
+def to_next_stage(channels: int, following: int) -> nn.Sequential:
+    """A 3 x 3 convolution with stride 2 and a layer norm, named as in the released tensors."""
+    return nn.Sequential(
+        OrderedDict({"1": nn.Conv2d(channels, following, 3, 2, 1), "3": LayerNorm2d(following)}),
+    )
+
+
+def is_global(stage: int, block: int, global_stages: Sequence[int]) -> bool:
+    """Whether a block scans the whole map (both count from 0): in a global stage the first seven, then every seventh."""
+    return stage in global_stages and (block < 7 or (block + 1) % 7 == 0)
+
+
+@register("gspn_tiny", dims=(96, 192, 384, 768), depths=(2, 2, 7, 2), d_state=8, global_stages=(2, 3))
+@register("gspn_small", dims=(108, 216, 432, 864), depths=(5, 5, 10, 2), d_state=16, global_stages=(3,))
+@register("gspn_base", dims=(120, 240, 480, 960), depths=(4, 4, 15, 4), d_state=8, global_stages=(2, 3))
+@register(
+    "gspn_nano",
+    dims=(40, 80),
+    depths=(2, 2),
+    d_state=8,
+    global_stages=(0, 1),
+    stem_strides=(2, 1),
+    num_classes=10,
+    input_size=64,
+)
+class Gspn(VisionModel):
+    """A GSPN classifier: a convolution stem, stages of blocks with a strided convolution between them, a linear head.
+
+    Args:
+        dims: channels of each stage.
+        depths: blocks of each stage.
+        d_state: r, the channels from which gates, lambda, u and D are predicted.
+        global_stages: the stages, counted from 0, that scan the whole map; the others scan chunks of 2 lines.
+        num_classes: outputs of the head.
+        merge: "aligned", every map in image coordinates (the paper's method), or "released", the merge that upstream
+            files were made with, where only the input is carried into a direction's frame and nothing is carried back.
+        chunk: lines per chunk in every block, None for the rule of `global_stages`.
+        ratio: channels of the scan over channels of the stage.
+        stem_strides: strides of the stem's two convolutions.
+        input_size: side in pixels of the images that it was designed for.
+
+    Raises:
+        ValueError: a setting is out of range.
+
+    Source: GSPN (arXiv 2501.12381), section 4, and the released configurations.
+    """
+
+    family = "gspn"
+    name = "gspn"
+
+    def __init__(
+        self,
+        *,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        d_state: int,
+        global_stages: Sequence[int],
+        num_classes: int = 1000,
+        merge: str = "aligned",
+        chunk: int | None = None,
+        ratio: float = 1.5,
+        stem_strides: Sequence[int] = (2, 2),
+        input_size: int = 224,
+    ) -> None:
+        super().__init__()
+        check_choice("merge", merge, MERGES)
+        check_stages(dims=dims, depths=depths)
+        check_stages(stem_strides=stem_strides)
+        check_whole(d_state=d_state, num_classes=num_classes, input_size=input_size)
+        if chunk is not None:
+            check_whole(chunk=chunk)
+        self.merge, self.input_size, self.stem_strides = merge, input_size, tuple(stem_strides)
+        self.patch_embed = stem(dims[0], stem_strides)
+        stages = []
+        for i, (channels, depth) in enumerate(zip(dims, depths, strict=True)):
+            # A ratio that was read off a file is a quotient of two widths and may come out a hair too small.
+            inner = int(ratio * channels + 1e-6)
+            chunks = [chunk or (None if is_global(i, j, global_stages) else LOCAL_CHUNK) for j in range(depth)]
+            blocks = [Block(channels, inner, d_state, merge, lines) for lines in chunks]
+            last = i + 1 == len(dims)
+            stages.append(Stage(blocks, nn.Identity() if last else to_next_stage(channels, dims[i + 1])))
+        self.hold_stages(stages)
+        self.classifier = nn.Sequential(
+            OrderedDict(
+                norm=LayerNorm2d(dims[-1]),
+                pool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                head=nn.Linear(dims[-1], num_classes),
+            )
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits: (B, 3, H, W) -> (B, num_classes)."""
+        self.check_input(x)
+        x = self.patch_embed(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.classifier(x)
+
+    def blocks(self) -> dict[str, tuple[nn.Module, Mixer]]:
+        return {name: (block, block.op) for name, block in self.named_blocks()}
+
+    def stage_grid(self, stage: int, rows: int, cols: int) -> tuple[int, int]:
+        for stride in (*self.stem_strides, *[2] * stage):
+            rows, cols = -(-rows // stride), -(-cols // stride)
+        return rows, cols
+
+    def check_size(self, rows: int, cols: int) -> None:
+        """Raise ValueError unless the last grid has a position, and every grid is square if the merge needs that."""
+        smallest = self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.stages) - 1)
+        if min(rows, cols) < smallest:
+            raise ValueError(f"{self.name} takes images of at least {smallest} x {smallest} pixels; got {rows} x {cols}.")
+        if self.merge == "released" and len(set(self.stage_grid(0, rows, cols))) > 1:
+            raise ValueError(
+                f"merge='released' transposes maps without carrying them back and needs square images; {self.name} got "
+                f"{rows} x {cols}: use a square image or merge='aligned'."
+            )

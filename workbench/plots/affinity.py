@@ -1,0 +1,217 @@
+"""The affinity figure: one row or column of A over the photograph, merged and group by group, as one mosaic.
+
+All panels are cells of one array, drawn as one image with one colour range, because a click must redraw them at once.
+Plot coordinates: x runs right in cells of the merged panel's scale, y is minus the row, so row 0 is on top.
+"""
+
+import math
+from dataclasses import dataclass
+
+import colorcet as cc
+import holoviews as hv
+import numpy as np
+import xarray as xr
+from bokeh.models import CustomJSTickFormatter
+
+#: Decades that the logarithmic colour range spans below its top.
+DECADES = 4
+
+#: Cells between panels, as a share of the merged panel's side.
+_GAP = 0.045
+
+SEQUENTIAL = cc.CET_L3[20:]  # black-red-yellow heat, perceptually uniform, read by lightness alone
+DIVERGING = cc.CET_D1A  # blue-white-red, safe for colour-blind viewers
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Where the panels lie: the merged one at `scale` cells per position, then the groups on a square of m x m places.
+
+    grid: (rows, cols) of positions; groups: their number. Array cells are (row, col) from the top left.
+    """
+
+    grid: tuple[int, int]
+    groups: int
+
+    @property
+    def side(self) -> int:
+        """Panels along a side of the square of groups."""
+        return math.ceil(math.sqrt(self.groups))
+
+    @property
+    def scale(self) -> int:
+        return self.side
+
+    @property
+    def gap(self) -> int:
+        """Array cells between panels, room for a label."""
+        return max(1, round(_GAP * self.side * max(self.grid)))
+
+    def places(self) -> list[tuple[int, int, int]]:
+        """(first row, first col, cells per position) of the merged panel, then of every group's."""
+        rows, cols = self.grid
+        extra = self.gap * (self.side - 1)
+        scale = self.side + math.ceil(extra / max(rows, cols))  # as tall as the column of groups beside it
+        right = scale * cols + 2 * self.gap
+        places = [(0, 0, scale)]
+        for i in range(self.groups):
+            r, c = divmod(i, self.side)
+            places.append((r * (rows + self.gap), right + c * (cols + self.gap), 1))
+        return places
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of the whole array."""
+        ends = [(r + s * self.grid[0], c + s * self.grid[1]) for r, c, s in self.places()]
+        return max(r for r, _ in ends), max(c for _, c in ends)
+
+    def fill(self, maps: list[np.ndarray]) -> np.ndarray:
+        """The mosaic of the merged map and the groups' maps; NaN between panels."""
+        array = np.full(self.shape, np.nan, np.float32)
+        for (row, col, scale), values in zip(self.places(), maps, strict=True):
+            big = np.repeat(np.repeat(values, scale, 0), scale, 1)
+            array[row : row + big.shape[0], col : col + big.shape[1]] = big
+        return array
+
+    def position_at(self, x: float, y: float) -> tuple[int, int] | None:
+        """The (row, col) of the position under plot coordinates x, y, in whichever panel; None between panels."""
+        for row, col, scale in self.places():
+            r, c = math.floor((-y - row) / scale), math.floor((x - col) / scale)
+            if 0 <= r < self.grid[0] and 0 <= c < self.grid[1]:
+                return r, c
+        return None
+
+    def boxes(self, position: tuple[int, int]) -> list[tuple[float, float, float, float]]:
+        """The query's cell in every panel, as (left, bottom, right, top) in plot coordinates."""
+        r, c = position
+        return [
+            (col + c * s, -(row + (r + 1) * s), col + (c + 1) * s, -(row + r * s)) for row, col, s in self.places()
+        ]
+
+
+def shares(result: xr.Dataset) -> list[np.ndarray]:
+    """The merged map and the groups' maps as shares of the merged mass; cells that carry nothing are NaN."""
+    mass = float(result["mass"].sel(of="merged"))
+    maps = [result["merged"].values, *result["groups"].values]
+    return [np.where(m == 0, np.nan, m / (mass or 1.0)).astype(np.float32) for m in maps]
+
+
+def is_signed(result: xr.Dataset) -> bool:
+    """Whether the combination of channels keeps signs that occur."""
+    return bool((result["merged"] < 0).any() or (result["groups"] < 0).any())
+
+
+def colour_range(results: list[xr.Dataset], scale: str) -> tuple[float, float]:
+    """One range for every panel of every result: log: DECADES below the top; linear: from 0, or symmetric if signed.
+
+    The top of a linear range is the 99.5th percentile of the cells read, so that a query's own cell does not hide the
+    rest; the figure says so.
+    """
+    values = np.abs(np.concatenate([np.concatenate([m.ravel() for m in shares(r)]) for r in results]))
+    values = values[np.isfinite(values)]
+    if values.size == 0 or values.max() == 0:
+        return 1e-4, 1.0
+    if scale == "log":
+        return float(values.max()) / 10**DECADES, float(values.max())
+    top = float(np.percentile(values, 99.5))
+    return (-top if any(is_signed(r) for r in results) else 0.0), top
+
+
+def caption(result: xr.Dataset, scale: str, signed: bool) -> str:
+    """The normalisation, sign rule, aggregation, backend and device that every figure prints."""
+    a = result.attrs
+    sign = "signed" if signed else "magnitudes" if a["spec"]["reduce"] != "mean" else "non-negative"
+    range_ = f"log colours over {DECADES} decades" if scale == "log" else "linear colours, top at the 99.5th percentile"
+    merge = f", merge {a['merge']}" if "merge" in a else f", {a['pattern']}"
+    chunk = "" if "chunk" not in a else ", global" if a["chunk"] is None else f", chunks of {a['chunk']} lines"
+    return (
+        f"{a['side']}; {a['aggregation']}; share of the merged mass per cell, {sign}; {range_}; nothing drawn where "
+        f"exactly 0{merge}{chunk}; {a['backend']} backend, {a['dtype']}, {a['device']}"
+    )
+
+
+def title(result: xr.Dataset) -> str:
+    a = result.attrs
+    rows, cols = a["size"]
+    weights = f"random weights, seed {a['seed']}" if a["weights"] == "random" else f"weights {a['weights']}"
+    grid = f"{result.sizes['row']} x {result.sizes['col']}"
+    return f"{a['model']}  {a['layer']}  {grid} positions of {rows} x {cols} pixels  ({weights})"
+
+
+def affinity_mosaic(
+    result: xr.Dataset,
+    photograph: np.ndarray,
+    limits: tuple[float, float],
+    scale: str = "log",
+    opacity: float = 0.85,
+) -> hv.Overlay:
+    """The merged map and every group's over the photograph, one colour range, the query outlined in each panel.
+
+    Args:
+        result: from `affinity`.
+        photograph: (H, W, 3) uint8, the part of the picture that the model sees.
+        limits: the colour range, from `colour_range`.
+        scale: "log" or "linear".
+        opacity: of the map over the photograph.
+    """
+    mosaic = Mosaic((result.sizes["row"], result.sizes["col"]), result.sizes["group"])
+    rows, cols = mosaic.shape
+    signed = limits[0] < 0
+    heat = hv.Image(mosaic.fill(shares(result)), bounds=(0, -rows, cols, 0), vdims=[hv.Dimension("share")]).opts(
+        cmap=DIVERGING if signed else SEQUENTIAL,
+        clim=limits,
+        cnorm="log" if scale == "log" and not signed else "linear",
+        alpha=opacity,
+        colorbar=True,
+        clipping_colors={"NaN": "rgba(0, 0, 0, 0)"},
+        colorbar_opts={"title": "share of mass", "width": 10, "padding": 2},
+        tools=[],
+    )
+    return photographs(mosaic, photograph) * heat * query_boxes(mosaic, result.attrs["position"]) * labels(
+        mosaic, ["merged", *result["group"].values]
+    )
+
+
+def photographs(mosaic: Mosaic, photograph: np.ndarray) -> hv.RGB:
+    """The photograph under every panel; transparent between them."""
+    rows, cols = mosaic.shape
+    zoom = max(1, round(2 * photograph.shape[0] / rows))
+    canvas = np.zeros((rows * zoom, cols * zoom, 4), np.uint8)
+    for row, col, scale in mosaic.places():
+        h, w = scale * mosaic.grid[0] * zoom, scale * mosaic.grid[1] * zoom
+        r = np.arange(h) * photograph.shape[0] // h
+        c = np.arange(w) * photograph.shape[1] // w
+        canvas[row * zoom : row * zoom + h, col * zoom : col * zoom + w, :3] = photograph[r[:, None], c[None, :]]
+        canvas[row * zoom : row * zoom + h, col * zoom : col * zoom + w, 3] = 255
+    return hv.RGB(canvas, bounds=(0, -rows, cols, 0))
+
+
+def query_boxes(mosaic: Mosaic, position: tuple[int, int]) -> hv.Rectangles:
+    """The query's cell outlined in every panel."""
+    return hv.Rectangles(mosaic.boxes(position)).opts(fill_alpha=0, line_color="#00e5ff", line_width=2)
+
+
+def labels(mosaic: Mosaic, names: list[str]) -> hv.Labels:
+    """Each panel's name, just under its top edge."""
+    places = mosaic.places()
+    x = [col + 0.5 for _, col, _ in places]
+    y = [-row - 0.5 for row, _, _ in places]
+    texts = [name.replace("_", " ") for name in names]
+    return hv.Labels({"x": x, "y": y, "text": texts}, ["x", "y"], "text").opts(
+        text_font_size="9pt",
+        text_align="left",
+        text_baseline="top",
+        text_color="white",
+        background_fill_color="black",
+        background_fill_alpha=0.55,
+    )
+
+
+def photograph_figure(photograph: np.ndarray, grid: tuple[int, int], position: tuple[int, int]) -> hv.Overlay:
+    """The photograph in grid coordinates with the chosen query: x is the column, y minus the row."""
+    rows, cols = grid
+    photo = hv.RGB(photograph, bounds=(0, -rows, cols, 0))
+    r, c = position
+    box = hv.Rectangles([(c, -(r + 1), c + 1, -r)]).opts(fill_alpha=0, line_color="#00e5ff", line_width=2)
+    tick = CustomJSTickFormatter(code="return String(Math.round(-tick))")
+    return (photo * box).opts(hv.opts.RGB(xlabel="column", ylabel="row", yformatter=tick))
