@@ -1,8 +1,8 @@
 """Regenerate data/images: six photographs exported from scikit-image, and three pictures made here.
 
-Run `python tools/make_images.py` in the environment of `make test`. The photographs come with the scikit-image wheel, so
-nothing is downloaded; data/README.md quotes the source and licence of each. Colour photographs are stored as JPEG,
-grey ones and drawings as PNG.
+Run `.venv/bin/python tools/make_images.py` after `make test` has made the environment. The photographs come with the
+scikit-image wheel, so nothing is downloaded; data/README.md quotes the source and licence of each. Colour photographs
+are stored as JPEG, grey ones and drawings as PNG.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ def dot(row: int = 160, col: int = 352, radius: float = 8.0) -> np.ndarray:
 
 
 def curve(turns: int = 5, width: float = 2.4) -> np.ndarray:
-    """An Archimedean spiral from the centre to the border, `width` pixels wide: one pixel at 224. (SIDE, SIDE) uint8."""
+    """A spiral from the centre to the border, `width` pixels wide: one pixel at 224. (SIDE, SIDE) uint8."""
     rows, cols = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
     radius, turn = np.hypot(rows, cols), np.arctan2(rows, cols) / (2 * np.pi) % 1
     pitch = SIDE / 2 / turns

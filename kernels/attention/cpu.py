@@ -5,25 +5,28 @@ makes the table of their weights, (keys, queries), in the steps of `cpu_tables`.
 again from the saved logsumexp, and computes only the gradients that are needed.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
 import numba
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from kernels.backends import CPU_LOCK
+from kernels.vectormath import WIDTH
 
 from . import Attention
 from .cpu_tables import (
     LANES,
-    add_bias,
     add_to_bias,
     cut,
     folds,
     mixtures,
     probabilities,
     products,
+    put_bias,
     read_columns,
     read_rows,
     round_up,
@@ -81,8 +84,10 @@ def backward(
     wanted, scale = np.array(needs), np.float32(settings.scale)
     scratch = _scratch(queries, keys, channels, rows_of_keys=4, rows_of_queries=3, columns=2, weights=2)
     with CPU_LOCK:
-        _backward(*memory, dbias.numpy(), wanted, strides, lse.numpy(), table, *queries, *keys, channels, scale, scratch)
-    grads = (dq, dk, dv, dbias.sum(0).view(bias.shape) if needs[3] else None)
+        _backward(
+            *memory, dbias.numpy(), wanted, strides, lse.numpy(), table, *queries, *keys, channels, scale, scratch
+        )
+    grads = (dq, dk, dv, dbias.sum(0)[:, :-WIDTH].reshape(bias.shape) if needs[3] else None)
     return tuple(g if needed else None for g, needed in zip(grads, needs, strict=True))
 
 
@@ -103,18 +108,18 @@ def _tokens(*tensors: torch.Tensor) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def _by_head(bias: torch.Tensor | None, heads: int) -> np.ndarray:
-    """The bias as (heads, entries), without entries if there is none."""
-    return np.empty((heads, 0), np.float32) if bias is None else bias.detach().contiguous().flatten(1).numpy()
+    """The bias as (heads, entries + a vector's width), so that a vector may begin at any entry; (heads, 0) for none."""
+    return np.empty((heads, 0), np.float32) if bias is None else F.pad(bias.detach().flatten(1), (0, WIDTH)).numpy()
 
 
 def _scratch(
     queries: Members, keys: Members, channels: int, rows_of_keys: int, rows_of_queries: int, columns: int, weights: int
 ) -> np.ndarray:
-    """Memory for the tables of one cell in every thread, given how many of each kind there are, and two lanes more."""
-    most_keys = round_up(np.diff(keys.start).max(), 4)
-    most_queries = min(LANES, round_up(np.diff(queries.start).max(), 4))
-    rows = folds(channels) * (rows_of_keys * most_keys + rows_of_queries * most_queries)
-    rows += columns * round_up(channels, 4) + weights * most_keys + 2
+    """Memory for the tables of a cell in every thread, given how many there are of each kind, and for two lane sums."""
+    most_keys = math.ceil(np.diff(keys.start).max() / 4) * 4
+    most_queries = min(LANES, math.ceil(np.diff(queries.start).max() / 4) * 4)
+    rows = math.ceil(channels / LANES) * (rows_of_keys * most_keys + rows_of_queries * most_queries)
+    rows += columns * math.ceil(channels / 4) * 4 + weights * most_keys + 2
     return torch.empty(numba.get_num_threads(), rows, LANES).numpy()
 
 
@@ -156,45 +161,58 @@ def _cross(
 
 @_parallel
 def _forward(
-    q, k, v, out, strides, lse, bias, q_start, q_token, q_relative, k_start, k_token, k_relative, channels, scale, scratch
-):
-    batch, heads, _ = lse.shape
-    cells = len(q_start) - 1
-    for item in numba.prange(batch * cells * heads):
-        b, cell, h = item // (cells * heads), item // heads % cells, item % heads
-        at = strides[:, 0] * b + strides[:, 2] * h
-        a, z = q_start[cell : cell + 2]
-        m, n = k_start[cell : cell + 2]
+    q, k, v, out, strides, lse, bias, q_start, q_token, q_relative, k_start, k_token, k_relative,
+    channels, scale, scratch,
+):  # fmt: skip
+    for item in numba.prange(lse.shape[0] * lse.shape[1] * (len(q_start) - 1)):
         _forward_cell(
-            q, k, v, out, at, strides[:, 1], lse[b, h], bias[h],
-            q_token[a:z], q_relative[a:z], k_token[m:n], k_relative[m:n], channels, scale, scratch[numba.get_thread_id()],
+            np.int64(item), q, k, v, out, strides, lse, bias, q_start, q_token, q_relative, k_start, k_token, k_relative,
+            channels, scale, scratch[numba.get_thread_id()],
         )  # fmt: skip
 
 
 @_jit
-def _forward_cell(q, k, v, out, at, stride, lse, bias, q_token, q_relative, k_token, k_relative, channels, scale, scratch):
-    """One cell and head: writes out and lse at its queries. `at` is where the head's token 0 lies in q, k, v, out."""
-    count, keys, queries = folds(channels), round_up(len(k_token), 4), min(LANES, round_up(len(q_token), 4))
-    depth = round_up(channels, 4)
-    key, rest = cut(scratch, count * keys)
-    value, rest = cut(rest, count * keys)
-    mixed, rest = cut(rest, count * queries)
-    query, rest = cut(rest, depth)
-    weights, rest = cut(rest, keys)
-    block_lse = rest[0]
+def _locate(item, heads, strides, q_start, q_token, q_relative, k_start, k_token, k_relative):
+    """A work item's image, cell and head, where each tensor holds the head's token 0, and its queries and keys."""
+    cells = len(q_start) - 1
+    b, cell, h = item // (cells * heads), item // heads % cells, item % heads
+    at = np.empty(len(strides), np.int64)
+    for i in range(len(strides)):
+        at[i] = b * strides[i, 0] + h * strides[i, 2]
+    own, read = slice(q_start[cell], q_start[cell + 1]), slice(k_start[cell], k_start[cell + 1])
+    return b, cell, h, at, q_token[own], q_relative[own], k_token[read], k_relative[read]
+
+
+@_jit
+def _forward_cell(
+    item, q, k, v, out, strides, lse, bias, q_start, q_token, q_relative, k_start, k_token, k_relative,
+    channels, scale, room,
+):  # fmt: skip
+    """One cell and head: writes out and lse at its queries."""
+    b, _, h, at, q_token, q_relative, k_token, k_relative = _locate(
+        item, lse.shape[1], strides, q_start, q_token, q_relative, k_start, k_token, k_relative
+    )
+    stride, has_bias = strides[:, 1], bias.shape[1] > 0
+    inner, height, depth = round_up(len(k_token), 4), min(LANES, round_up(len(q_token), 4)), round_up(channels, 4)
+    key, room = cut(room, folds(channels) * inner)
+    value, room = cut(room, folds(channels) * inner)
+    mixed, room = cut(room, folds(channels) * height)
+    query, room = cut(room, depth)
+    weights, room = cut(room, inner)
     read_rows(k, at[1], stride[1], k_token, channels, _ONE, key)
     read_rows(v, at[2], stride[2], k_token, channels, _ONE, value)
     for first in range(0, len(q_token), LANES):
         token, relative = q_token[first : first + LANES], q_relative[first : first + LANES]
         lanes = round_up(len(token), 8)
         read_columns(q, at[0], stride[0], token, channels, scale, query)
-        products(key, query, lanes, weights)
-        add_bias(bias, relative, k_relative, weights)
-        softmax(weights, len(k_token), lanes, block_lse)
-        mixtures(weights, 1, LANES, keys, value, channels, True, mixed)
+        if has_bias:
+            put_bias(bias[h], relative, k_relative, weights)
+        products(key, query, lanes, not has_bias, weights)
+        softmax(weights, len(k_token), lanes, room[0])
+        mixtures(weights, 1, LANES, inner, value, channels, True, mixed)
         write_rows(mixed, _ONE, out, at[3], stride[3], token, channels)
         for i in range(len(token)):
-            lse[token[i]] = block_lse[i]
+            lse[b, h, token[i]] = room[0, i]
 
 
 @_parallel
@@ -202,73 +220,71 @@ def _backward(
     q, k, v, out, grad, dq, dk, dv, dbias, wanted, strides, lse, bias,
     q_start, q_token, q_relative, k_start, k_token, k_relative, channels, scale, scratch,
 ):  # fmt: skip
-    batch, heads, _ = lse.shape
-    cells = len(q_start) - 1
-    for item in numba.prange(batch * cells * heads):
-        b, cell, h = item // (cells * heads), item // heads % cells, item % heads
-        at = strides[:, 0] * b + strides[:, 2] * h
-        a, z = q_start[cell : cell + 2]
-        m, n = k_start[cell : cell + 2]
+    for item in numba.prange(lse.shape[0] * lse.shape[1] * (len(q_start) - 1)):
         _backward_cell(
-            q, k, v, out, grad, dq, dk, dv, dbias[b * cells + cell, h], wanted, at, strides[:, 1], lse[b, h], bias[h],
-            q_token[a:z], q_relative[a:z], k_token[m:n], k_relative[m:n], channels, scale, scratch[numba.get_thread_id()],
+            np.int64(item), q, k, v, out, grad, dq, dk, dv, dbias, wanted, strides, lse, bias,
+            q_start, q_token, q_relative, k_start, k_token, k_relative, channels, scale, scratch[numba.get_thread_id()],
         )  # fmt: skip
 
 
 @_jit
 def _backward_cell(
-    q, k, v, out, grad, dq, dk, dv, dbias, wanted, at, stride, lse, bias,
-    q_token, q_relative, k_token, k_relative, channels, scale, scratch,
+    item, q, k, v, out, grad, dq, dk, dv, dbias, wanted, strides, lse, bias,
+    q_start, q_token, q_relative, k_start, k_token, k_relative, channels, scale, room,
 ):  # fmt: skip
-    """One cell and head: writes the wanted gradients. `at` is where its token 0 lies in q, k, v, out, grad, dq, ..."""
+    """One cell and head: writes the wanted gradients."""
+    b, cell, h, at, q_token, q_relative, k_token, k_relative = _locate(
+        item, lse.shape[1], strides, q_start, q_token, q_relative, k_start, k_token, k_relative
+    )
+    stride, has_bias = strides[:, 1], bias.shape[1] > 0
     want_q, want_k, want_v, want_bias = wanted
-    want_weights = want_q or want_k or want_bias
-    count, keys, queries = folds(channels), round_up(len(k_token), 4), min(LANES, round_up(len(q_token), 4))
-    depth = round_up(channels, 4)
-    key, rest = cut(scratch, count * keys)
-    value, rest = cut(rest, count * keys)
-    dkey, rest = cut(rest, count * keys)
-    dvalue, rest = cut(rest, count * keys)
-    query_rows, rest = cut(rest, count * queries)
-    dout_rows, rest = cut(rest, count * queries)
-    dquery, rest = cut(rest, count * queries)
-    query, rest = cut(rest, depth)
-    dout, rest = cut(rest, depth)
-    weights, rest = cut(rest, keys)
-    dweights, rest = cut(rest, keys)
-    block_lse, delta = rest[0], rest[1]
+    want_logits = want_q or want_k or want_bias
+    inner, height, depth = round_up(len(k_token), 4), min(LANES, round_up(len(q_token), 4)), round_up(channels, 4)
+    key, room = cut(room, folds(channels) * inner)
+    value, room = cut(room, folds(channels) * inner)
+    dkey, room = cut(room, folds(channels) * inner)
+    dvalue, room = cut(room, folds(channels) * inner)
+    query_rows, room = cut(room, folds(channels) * height)
+    dout_rows, room = cut(room, folds(channels) * height)
+    dquery, room = cut(room, folds(channels) * height)
+    query, room = cut(room, depth)
+    dout, room = cut(room, depth)
+    weights, room = cut(room, inner)
+    dweights, room = cut(room, inner)
+    block_lse, delta = room[0], room[1]
     block_lse[:], delta[:] = 0, 0
     read_rows(k, at[1], stride[1], k_token, channels, _ONE, key)
-    if want_weights:
+    if want_logits:
         read_rows(v, at[2], stride[2], k_token, channels, _ONE, value)
     if want_bias:
-        dbias[:] = 0
+        dbias[b * (len(q_start) - 1) + cell, h] = 0
     for first in range(0, len(q_token), LANES):
         token, relative = q_token[first : first + LANES], q_relative[first : first + LANES]
-        lanes, inner = round_up(len(token), 8), round_up(len(token), 4)
+        lanes, terms = round_up(len(token), 8), round_up(len(token), 4)
         for i in range(len(token)):
-            block_lse[i] = lse[token[i]]
+            block_lse[i] = lse[b, h, token[i]]
         read_columns(q, at[0], stride[0], token, channels, scale, query)
-        products(key, query, lanes, weights)
-        add_bias(bias, relative, k_relative, weights)
-        probabilities(weights, len(k_token), lanes, block_lse)
+        if has_bias:
+            put_bias(bias[h], relative, k_relative, weights)
+        products(key, query, lanes, not has_bias, weights)
+        probabilities(weights, len(k_token), len(token), block_lse)
         if want_v:
             read_rows(grad, at[4], stride[4], token, channels, _ONE, dout_rows)
-            mixtures(weights, LANES, 1, inner, dout_rows, channels, first == 0, dvalue)
-        if not want_weights:
+            mixtures(weights, LANES, 1, terms, dout_rows, channels, first == 0, dvalue)
+        if not want_logits:
             continue
         read_columns(grad, at[4], stride[4], token, channels, _ONE, dout)
-        products(value, dout, lanes, dweights)
+        products(value, dout, lanes, True, dweights)
         row_dots(grad, at[4], stride[4], out, at[3], stride[3], token, channels, delta)
         softmax_gradient(weights, dweights, delta, lanes)
         if want_bias:
-            add_to_bias(weights, relative, k_relative, dbias)
+            add_to_bias(weights, relative, k_relative, dbias[b * (len(q_start) - 1) + cell, h])
         if want_q:
-            mixtures(weights, 1, LANES, keys, key, channels, True, dquery)
+            mixtures(weights, 1, LANES, inner, key, channels, True, dquery)
             write_rows(dquery, scale, dq, at[5], stride[5], token, channels)
         if want_k:
             read_rows(q, at[0], stride[0], token, channels, scale, query_rows)
-            mixtures(weights, LANES, 1, inner, query_rows, channels, first == 0, dkey)
+            mixtures(weights, LANES, 1, terms, query_rows, channels, first == 0, dkey)
     if want_k:
         write_rows(dkey, _ONE, dk, at[6], stride[6], k_token, channels)
     if want_v:

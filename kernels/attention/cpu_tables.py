@@ -19,6 +19,7 @@ _PITCH = _U(LANES)
 _HALF, _STRIDE = _U(WIDTH), _U(2 * WIDTH)
 #: Lanes are used in groups of this many: two vectors.
 GROUP = 2 * WIDTH
+_LOWEST = np.float32(-np.inf)
 
 _jit = numba.njit(cache=True, fastmath={"contract"}, error_model="numpy")
 _inlined = numba.njit(fastmath={"contract"}, error_model="numpy", forceinline=True)
@@ -97,18 +98,26 @@ def _dot(x, x_at, y, y_at, channels):
 
 
 @_jit
-def add_bias(bias, q_relative, k_relative, weights):
-    """weights[j, i] += bias[relative of query i - relative of key j]; a bias without entries adds nothing."""
-    if len(bias):
-        for j in range(len(k_relative)):
-            of_key = k_relative[j]
-            for i in range(len(q_relative)):
-                weights[j, i] += bias[_U(q_relative[i] - of_key)]
+def put_bias(bias, q_relative, k_relative, weights):
+    """weights[j, i] = bias[relative of query i - relative of key j].
+
+    Consecutive queries mostly read consecutive entries, so the bias is copied run by run, in whole vectors. What a
+    vector carries past the end of its run is overwritten by the next run or row; past the last row is spare memory.
+    """
+    flat, starts, runs = weights.ravel(), np.empty(LANES, np.int64), 0
+    for i in range(len(q_relative)):
+        if i == 0 or q_relative[i] != q_relative[i - 1] + 1 or i == starts[runs - 1] + WIDTH:
+            starts[runs] = i
+            runs += 1
+    for j in range(len(k_relative)):
+        for run in range(runs):
+            i = starts[run]
+            store(flat, j * LANES + i, load(bias, q_relative[i] - k_relative[j]))
 
 
 @_jit
 def add_to_bias(weights, q_relative, k_relative, bias):
-    """The transpose of `add_bias`: bias[relative of query i - relative of key j] += weights[j, i]."""
+    """The transpose of `put_bias`: bias[relative of query i - relative of key j] += weights[j, i]."""
     for j in range(len(k_relative)):
         of_key = k_relative[j]
         for i in range(len(q_relative)):
@@ -118,9 +127,8 @@ def add_to_bias(weights, q_relative, k_relative, bias):
 @_jit
 def softmax(weights, keys, lanes, lse):
     """Softmax of every column over its first `keys` rows, in place; lse: the logsumexp of every column."""
-    largest, total = np.empty(LANES, np.float32), np.zeros(LANES, np.float32)
-    largest[:] = weights[0]
-    for j in range(1, keys):
+    largest, total = np.full(LANES, _LOWEST), np.zeros(LANES, np.float32)
+    for j in range(keys):
         for i in range(lanes):
             largest[i] = weights[j, i] if weights[j, i] > largest[i] else largest[i]
     for j in range(keys):
@@ -137,12 +145,13 @@ def softmax(weights, keys, lanes, lse):
 
 
 @_jit
-def probabilities(weights, keys, lanes, lse):
-    """exp(weights - lse of the column) in place: the softmax again, from its saved logsumexp."""
+def probabilities(weights, keys, queries, lse):
+    """exp(weights - lse of the column) in place: the softmax again, from its saved logsumexp; padding becomes 0."""
     for j in range(keys):
-        for i in range(lanes):
+        for i in range(round_up(queries, 8)):
             weights[j, i] = exp32(weights[j, i] - lse[i])
     weights[keys:] = 0
+    weights[:, queries : round_up(queries, 8)] = 0
 
 
 @_jit
@@ -154,13 +163,13 @@ def softmax_gradient(weights, dweights, delta, lanes):
 
 
 @_jit
-def products(rows, columns, lanes, weights):
-    """weights[j, i] = rows[j] . columns[:, i], the sum over channels."""
+def products(rows, columns, lanes, fresh, weights):
+    """weights[j, i] (+)= rows[j] . columns[:, i], the sum over channels; fresh: =, not +=."""
     height, depth, lanes = len(weights), len(columns), round_up(lanes, GROUP)
     for first in range(0, depth, LANES):
         part = rows[first // LANES * height :]
         inner = min(LANES, depth - first)
-        _multiply_add(weights, part, LANES, 1, columns[first:], height, lanes, inner, first == 0)
+        _multiply_add(weights, part, LANES, 1, columns[first:], height, lanes, inner, fresh and first == 0)
 
 
 @_jit

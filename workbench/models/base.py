@@ -5,15 +5,16 @@ attention weights) and returns a state; given the state, mixing is linear in the
 pictures of `workbench.operators` both go through that state, so what is drawn is what ran.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from kernels.attention import Pattern, attend
 from kernels.propagation import DIRECTIONS, propagate
+from workbench.names import unknown
 
 
 class Layer(NamedTuple):
@@ -46,20 +47,25 @@ class PropagationState:
     groups: tuple[str, ...] = DIRECTIONS
 
     def contributions(self, v: torch.Tensor) -> torch.Tensor:
-        """What each direction adds to the output: (B, C, H, W), or a v for each, (K, B, C, H, W) -> (K, B, C, H, W).
+        """What each direction adds to the output: m_k times `modulated`, (K, B, C, H, W)."""
+        return self.weight.view(-1, 1, 1, 1, 1) * self.modulated(v)
 
-        aligned:  m_k (U_k P_k^-1 scan(P_k v) + D_k v), everything in image coordinates.
-        released: m_k (U_k scan(P_k v) + D_k P_k v), where nothing is carried back to image coordinates.
+    def modulated(self, v: torch.Tensor) -> torch.Tensor:
+        """Each direction's pass before it is weighted: (B, C, H, W) or a v for each, (K, B, C, H, W) -> (K, B, C, H, W).
+
+        aligned:  U_k P_k^-1 scan(P_k v) + D_k v, everything in image coordinates.
+        released: U_k scan(P_k v) + D_k P_k v, where nothing is carried back to image coordinates.
         """
         directions = self.groups
         if self.merge == "released":
             v, directions = to_released_frames(v), ("left_right",) * len(self.groups)
         h = propagate(v, self.gates, self.lam, directions=directions, chunk=self.chunk, backend=self.backend)
-        return self.weight.view(-1, 1, 1, 1, 1) * (self.u * h + self.skip * v)
+        return torch.addcmul(self.skip * v, self.u, h)
 
     def mix(self, v: torch.Tensor) -> torch.Tensor:
-        """The merged linear map: (B, C, H, W) -> (B, C, H, W)."""
-        return self.contributions(v).sum(0)
+        """The merged linear map, the sum of the contributions: (B, C, H, W) -> (B, C, H, W)."""
+        # Weighting and summing in one step reads the K maps once.
+        return torch.tensordot(self.weight, self.modulated(v), dims=1)
 
 
 def to_released_frames(v: torch.Tensor) -> torch.Tensor:
@@ -153,11 +159,13 @@ class _Reached(Exception):  # noqa: N818 (control flow, not an error)
 class VisionModel(nn.Module):
     """A classifier whose position-mixing layers have names.
 
-    Subclasses implement `forward` and `blocks`, and set `name`, `config`, `input_size` (pixels of the square image it
-    was designed for) and `size_multiple` (sides must be multiples of it).
+    Subclasses implement `forward`, `blocks` and `stage_grid`, and set `family`, `input_size` (pixels of the square
+    image it was designed for) and `size_multiple` (sides must be multiples of it). `load_model` sets the rest.
     """
 
+    family: str = ""
     name: str = ""
+    #: Every setting that built the model; `load_model(model.name, **model.config)` builds it again.
     config: dict[str, Any]
     input_size: int = 224
     size_multiple: int = 1
@@ -167,6 +175,21 @@ class VisionModel(nn.Module):
     #: The checkpoint layout that was found, or "" for weights that were not read from a file.
     layout: str = ""
     seed: int | None = None
+
+    def hold_stages(self, stages: Sequence[nn.Module]) -> None:
+        """Keep the stages as the submodule "layers", their name in checkpoints."""
+        # Attribute access gives that name to the method `layers`; parameters and state_dict go by the registered one.
+        self._modules["layers"] = nn.ModuleList(stages)
+
+    @property
+    def stages(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self._modules["layers"])
+
+    def named_blocks(self) -> Iterator[tuple[str, Any]]:
+        """("stage1.block1", its block) and so on, in the order of the forward pass."""
+        for i, stage in enumerate(self.stages, 1):
+            for j, block in enumerate(cast(Any, stage).blocks, 1):
+                yield f"stage{i}.block{j}", block
 
     def blocks(self) -> dict[str, tuple[nn.Module, Mixer]]:
         """Layer name -> (its whole block, the mixer inside it), in the order of the forward pass."""
@@ -197,6 +220,11 @@ class VisionModel(nn.Module):
 
     def grids(self, rows: int, cols: int) -> list[tuple[int, int]]:
         """The grid of each layer, in order, for an input of rows x cols pixels."""
+        stages = cast(Any, self.stages)
+        return [self.stage_grid(i, rows, cols) for i, stage in enumerate(stages) for _ in stage.blocks]
+
+    def stage_grid(self, stage: int, rows: int, cols: int) -> tuple[int, int]:
+        """The grid of a stage, counted from 0, for an input of rows x cols pixels."""
         raise NotImplementedError
 
     def check_size(self, rows: int, cols: int) -> None:
@@ -205,10 +233,14 @@ class VisionModel(nn.Module):
         if rows < m or cols < m or rows % m or cols % m:
             raise ValueError(f"{self.name} takes images whose sides are multiples of {m} pixels; got {rows} x {cols}.")
 
+    def check_input(self, x: torch.Tensor) -> None:
+        """Raise ValueError unless x is (B, 3, rows, cols) with sides that fit this model."""
+        if x.ndim != 4 or x.shape[1] != 3 or not x.shape[0]:
+            raise ValueError(f"{self.name} takes images as (B, 3, rows, cols); got {tuple(x.shape)}.")
+        self.check_size(x.shape[2], x.shape[3])
+
     def block(self, layer: str) -> tuple[nn.Module, Mixer]:
         """The block and mixer of a layer by name; ValueError with the near matches if there is none."""
-        from .registry import unknown
-
         blocks = self.blocks()
         if layer not in blocks:
             raise ValueError(unknown("layer", layer, blocks, of=self.name))

@@ -14,59 +14,19 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from kernels.propagation import DIRECTIONS, normalise_gates
 
 from .base import Mixer, PropagationState, VisionModel
 from .checks import check_choice, check_stages, check_whole
+from .parts import GlobalResponseNorm, LayerNorm2d, Linear2d, Mlp, Stage
 from .registry import register
 
 MERGES = ("aligned", "released")
 
 #: Lines per chunk in the blocks that do not scan the whole map.
 LOCAL_CHUNK = 2
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of a (B, C, H, W) map."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class Linear2d(nn.Linear):
-    """A 1 x 1 convolution of a (B, C, H, W) map; its weight is stored as (out, in)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
-
-
-class GlobalResponseNorm(nn.Module):
-    """gamma (x N) + beta + x, where N = ||x|| / (mean over channels of ||x|| + 1e-6), norms over the positions."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        norm = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
-        relative = norm / (norm.mean(1, keepdim=True) + 1e-6)
-        return torch.addcmul(self.beta, x, self.gamma * relative + 1)
-
-
-class Mlp(nn.Module):
-    """Two 1 x 1 layers around an exact GELU, four times as wide inside."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.fc1 = Linear2d(channels, 4 * channels)
-        self.fc2 = Linear2d(4 * channels, channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Propagation(Mixer):
@@ -152,25 +112,11 @@ class Block(nn.Module):
         self.norm = LayerNorm2d(channels)
         self.op = Propagation(channels, inner, d_state, merge, chunk)
         self.norm2 = LayerNorm2d(channels)
-        self.mlp = Mlp(channels)
+        self.mlp = Mlp(channels, Linear2d)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.op(self.norm(x))
         return x + self.mlp(self.norm2(x))
-
-
-class Stage(nn.Module):
-    """Blocks on one grid, then the step to the next grid."""
-
-    def __init__(self, blocks: list[Block], downsample: nn.Module) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return self.downsample(x)
 
 
 def stem(channels: int, strides: Sequence[int]) -> nn.Sequential:
@@ -197,7 +143,7 @@ def to_next_stage(channels: int, following: int) -> nn.Sequential:
 
 
 def is_global(stage: int, block: int, global_stages: Sequence[int]) -> bool:
-    """Whether a block scans the whole map (both count from 0): in a global stage the first seven, then every seventh."""
+    """Whether a block (from 0) scans the whole map: in a global stage the first seven do, then every seventh."""
     return stage in global_stages and (block < 7 or (block + 1) % 7 == 0)
 
 
@@ -258,6 +204,12 @@ class Gspn(VisionModel):
         check_stages(dims=dims, depths=depths)
         check_stages(stem_strides=stem_strides)
         check_whole(d_state=d_state, num_classes=num_classes, input_size=input_size)
+        if len(stem_strides) != 2:
+            raise ValueError(f"stem_strides must be two, one for each stem convolution; got {stem_strides}.")
+        if not isinstance(global_stages, list | tuple) or not isinstance(ratio, int | float) or ratio <= 0:
+            raise ValueError(
+                f"global_stages must be a list and ratio a positive number; got {global_stages!r} and {ratio!r}."
+            )
         if chunk is not None:
             check_whole(chunk=chunk)
         self.merge, self.input_size, self.stem_strides = merge, input_size, tuple(stem_strides)
@@ -300,7 +252,9 @@ class Gspn(VisionModel):
         """Raise ValueError unless the last grid has a position, and every grid is square if the merge needs that."""
         smallest = self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.stages) - 1)
         if min(rows, cols) < smallest:
-            raise ValueError(f"{self.name} takes images of at least {smallest} x {smallest} pixels; got {rows} x {cols}.")
+            raise ValueError(
+                f"{self.name} takes images of at least {smallest} x {smallest} pixels; got {rows} x {cols}."
+            )
         if self.merge == "released" and len(set(self.stage_grid(0, rows, cols))) > 1:
             raise ValueError(
                 f"merge='released' transposes maps without carrying them back and needs square images; {self.name} got "

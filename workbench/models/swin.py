@@ -12,13 +12,13 @@ variant for 64 x 64 images, about as large as gspn_nano; it has no counterpart u
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from kernels.attention import Pattern, swin
 
 from .base import AttentionState, Mixer, VisionModel
 from .checks import check_stages, check_whole
+from .parts import Mlp, Stage
 from .registry import register
 
 
@@ -73,18 +73,6 @@ class WindowAttention(Mixer):
         return tuple(f"head {i}" for i in range(self.heads))
 
 
-class Mlp(nn.Module):
-    """Two linear layers around an exact GELU, four times as wide inside."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, 4 * channels)
-        self.fc2 = nn.Linear(4 * channels, channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """x + attn(norm1(x)), then x + mlp(norm2(x)), on tokens (B, H, W, C)."""
 
@@ -112,20 +100,6 @@ class PatchMerging(nn.Module):
         # Order of the four: down the first column, then down the second.
         quads = [x[:, row::2, col::2] for col in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(quads, -1)))
-
-
-class Stage(nn.Module):
-    """Blocks on one grid, then the step to the next grid."""
-
-    def __init__(self, blocks: list[Block], downsample: nn.Module) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return self.downsample(x)
 
 
 class PatchEmbed(nn.Module):

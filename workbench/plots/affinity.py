@@ -17,7 +17,13 @@ from bokeh.models import CustomJSTickFormatter
 DECADES = 4
 
 #: Cells between panels, as a share of the merged panel's side.
-_GAP = 0.045
+_GAP = 0.02
+
+#: The colour of the chosen query's outline, in every figure.
+QUERY = "#00e5ff"
+
+#: Options of every figure of this page: fill the width, keep cells square, leave the wheel to the page.
+FRAME = {"responsive": True, "data_aspect": 1, "toolbar": None, "default_tools": [], "fontsize": {"title": "10pt"}}
 
 SEQUENTIAL = cc.CET_L3[20:]  # black-red-yellow heat, perceptually uniform, read by lightness alone
 DIVERGING = cc.CET_D1A  # blue-white-red, safe for colour-blind viewers
@@ -25,7 +31,7 @@ DIVERGING = cc.CET_D1A  # blue-white-red, safe for colour-blind viewers
 
 @dataclass(frozen=True)
 class Mosaic:
-    """Where the panels lie: the merged one at `scale` cells per position, then the groups on a square of m x m places.
+    """Where the panels lie: the merged one at m cells per position, beside it the groups on a square of m x m places.
 
     grid: (rows, cols) of positions; groups: their number. Array cells are (row, col) from the top left.
     """
@@ -33,30 +39,15 @@ class Mosaic:
     grid: tuple[int, int]
     groups: int
 
-    @property
-    def side(self) -> int:
-        """Panels along a side of the square of groups."""
-        return math.ceil(math.sqrt(self.groups))
-
-    @property
-    def scale(self) -> int:
-        return self.side
-
-    @property
-    def gap(self) -> int:
-        """Array cells between panels, room for a label."""
-        return max(1, round(_GAP * self.side * max(self.grid)))
-
     def places(self) -> list[tuple[int, int, int]]:
         """(first row, first col, cells per position) of the merged panel, then of every group's."""
         rows, cols = self.grid
-        extra = self.gap * (self.side - 1)
-        scale = self.side + math.ceil(extra / max(rows, cols))  # as tall as the column of groups beside it
-        right = scale * cols + 2 * self.gap
-        places = [(0, 0, scale)]
+        side = math.ceil(math.sqrt(self.groups))
+        gap = max(1, round(_GAP * side * max(self.grid)))
+        places = [(0, 0, side)]
         for i in range(self.groups):
-            r, c = divmod(i, self.side)
-            places.append((r * (rows + self.gap), right + c * (cols + self.gap), 1))
+            r, c = divmod(i, side)
+            places.append((r * (rows + gap), side * cols + 2 * gap + c * (cols + gap), 1))
         return places
 
     @property
@@ -84,9 +75,7 @@ class Mosaic:
     def boxes(self, position: tuple[int, int]) -> list[tuple[float, float, float, float]]:
         """The query's cell in every panel, as (left, bottom, right, top) in plot coordinates."""
         r, c = position
-        return [
-            (col + c * s, -(row + (r + 1) * s), col + (c + 1) * s, -(row + r * s)) for row, col, s in self.places()
-        ]
+        return [(col + c * s, -(row + (r + 1) * s), col + (c + 1) * s, -(row + r * s)) for row, col, s in self.places()]
 
 
 def shares(result: xr.Dataset) -> list[np.ndarray]:
@@ -167,9 +156,9 @@ def affinity_mosaic(
         colorbar_opts={"title": "share of mass", "width": 10, "padding": 2},
         tools=[],
     )
-    return photographs(mosaic, photograph) * heat * query_boxes(mosaic, result.attrs["position"]) * labels(
-        mosaic, ["merged", *result["group"].values]
-    )
+    names = labels(mosaic, ["merged", *result["group"].values])
+    layers = photographs(mosaic, photograph) * heat * query_boxes(mosaic, result.attrs["position"]) * names
+    return layers.opts(hv.opts.RGB(xaxis=None, yaxis=None), hv.opts.Overlay(**FRAME))
 
 
 def photographs(mosaic: Mosaic, photograph: np.ndarray) -> hv.RGB:
@@ -188,7 +177,7 @@ def photographs(mosaic: Mosaic, photograph: np.ndarray) -> hv.RGB:
 
 def query_boxes(mosaic: Mosaic, position: tuple[int, int]) -> hv.Rectangles:
     """The query's cell outlined in every panel."""
-    return hv.Rectangles(mosaic.boxes(position)).opts(fill_alpha=0, line_color="#00e5ff", line_width=2)
+    return hv.Rectangles(mosaic.boxes(position)).opts(fill_alpha=0, line_color=QUERY, line_width=2)
 
 
 def labels(mosaic: Mosaic, names: list[str]) -> hv.Labels:
@@ -208,10 +197,14 @@ def labels(mosaic: Mosaic, names: list[str]) -> hv.Labels:
 
 
 def photograph_figure(photograph: np.ndarray, grid: tuple[int, int], position: tuple[int, int]) -> hv.Overlay:
-    """The photograph in grid coordinates with the chosen query: x is the column, y minus the row."""
+    """The photograph in grid coordinates (x: column, y: minus the row), the chosen query, and an empty pointer box."""
     rows, cols = grid
-    photo = hv.RGB(photograph, bounds=(0, -rows, cols, 0))
     r, c = position
-    box = hv.Rectangles([(c, -(r + 1), c + 1, -r)]).opts(fill_alpha=0, line_color="#00e5ff", line_width=2)
     tick = CustomJSTickFormatter(code="return String(Math.round(-tick))")
-    return (photo * box).opts(hv.opts.RGB(xlabel="column", ylabel="row", yformatter=tick))
+    photo = hv.RGB(photograph, bounds=(0, -rows, cols, 0))
+    box = hv.Rectangles([(c, -(r + 1), c + 1, -r)]).opts(fill_alpha=0, line_color=QUERY, line_width=3)
+    pointer = hv.Rectangles([]).opts(fill_alpha=0, line_color="white", line_width=1.5, line_dash="dashed")
+    return (photo * box * pointer).opts(
+        hv.opts.RGB(xlabel="column", ylabel="row", yformatter=tick),
+        hv.opts.Overlay(title="click a cell", **FRAME),
+    )

@@ -1,0 +1,1 @@
+"""Served pages: thin compositions of views."""

@@ -1,0 +1,52 @@
+"""See which pixels a vision model lets talk to which, how strongly, and what it costs."""
+
+from typing import Any
+
+import kernels
+
+if getattr(kernels, "DISTRIBUTION", None) != "gspn-workbench":
+    raise ImportError(
+        "The installed package `kernels` is another distribution than the one that comes with gspn-workbench "
+        f"(found at {getattr(kernels, '__file__', 'an unknown place')}): uninstall it, or install gspn-workbench into an "
+        "environment of its own."
+    )
+
+from workbench.analysis.affinity import AffinitySpec, affinity
+from workbench.analysis.latency import measure
+from workbench.images import Image, list_images, load_image
+from workbench.models import list_models, load_model
+from workbench.operators import SpatialOperator, operator
+
+__all__ = [
+    "AffinitySpec",
+    "Image",
+    "SpatialOperator",
+    "affinity",
+    "list_images",
+    "list_models",
+    "load_image",
+    "load_model",
+    "measure",
+    "operator",
+    "show",
+]
+
+
+def show(model: Any = "gspn_nano", image: Any = None, page: str = "affinity", **state: Any) -> Any:
+    """Open a page on a model: displayed in a notebook cell, or served with `.servable()`.
+
+    Args:
+        model: a name from `list_models()`, or a model from `load_model`.
+        image: a name from `list_images()`, an `Image`, a path, bytes or an (H, W, 3) array; None for the page's own.
+        page: "affinity".
+        **state: parameters of the page, such as layer, other, row, col, side.
+
+    Returns:
+        The page's Panel Viewer.
+
+    Raises:
+        ValueError: the page, model or image is unknown; lists near matches.
+    """
+    from workbench.views.show import show as open_page
+
+    return open_page(model, image, page, **state)

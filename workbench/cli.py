@@ -1,0 +1,69 @@
+"""The command line: `workbench serve | models | kernels`."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="See which pixels a vision model lets talk to which.")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5006,
+) -> None:
+    """Serve the dashboard."""
+    import panel as pn
+
+    from apps.dashboard import dashboard
+
+    typer.echo(f"GSPN workbench at http://{host}:{port}  (Ctrl-C stops it)")
+    pn.serve(
+        {"/": dashboard},
+        address=host,
+        port=port,
+        show=False,
+        title="GSPN workbench",
+        websocket_origin=[f"{host}:{port}", f"localhost:{port}", f"127.0.0.1:{port}"],
+    )
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="Names to list, with * and ?.")] = "*") -> None:
+    """List the models, their parameters and their mixing layers."""
+    from workbench.models import list_models, load_model
+
+    for name in list_models(pattern):
+        model = load_model(name)
+        parameters = sum(p.numel() for p in model.parameters())
+        grids = dict.fromkeys(f"{r}x{c}" for r, c in (layer.grid for layer in model.layers()))
+        line = f"{name:12} {parameters:>12,} parameters  {len(model.layers()):>3} mixing layers on {', '.join(grids)}"
+        typer.echo(f"{line}  at {model.input_size} pixels")
+
+
+@app.command()
+def kernels(
+    target: Annotated[list[str] | None, typer.Option(help="A GPU target; all when left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    warm: Annotated[bool, typer.Option(help="Only compile the CPU kernels into numba's cache.")] = False,
+) -> None:
+    """Compile every Triton kernel for every target, without a GPU, and print what each uses."""
+    if warm:
+        from kernels.warm import warm as compile_cpu_kernels
+
+        compile_cpu_kernels()
+        typer.echo("The CPU kernels are compiled.")
+        return
+    from kernels.inspect import TARGETS, compile_kernels
+
+    if not as_json:
+        typer.echo(f"{'op':12} {'kernel':44} {'target':8} {'registers':>9} {'spills':>7} {'shared':>7} {'warps':>6}")
+    for k in compile_kernels(target or TARGETS):
+        if as_json:
+            typer.echo(json.dumps(asdict(k)))
+        else:
+            typer.echo(
+                f"{k.op:12} {k.name:44} {k.target:8} {k.registers:>9} {k.spills:>7} {k.shared:>7} {k.num_warps:>6}"
+            )

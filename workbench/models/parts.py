@@ -1,0 +1,61 @@
+"""Pieces that the model families are put together from."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of a (B, C, H, W) map."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Linear2d(nn.Linear):
+    """A 1 x 1 convolution of a (B, C, H, W) map; its weight is stored as (out, in)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
+
+
+class GlobalResponseNorm(nn.Module):
+    """gamma (x N) + beta + x, where N = ||x|| / (mean over channels of ||x|| + 1e-6), norms over the positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+        relative = norm / (norm.mean(1, keepdim=True) + 1e-6)
+        return torch.addcmul(self.beta, x, self.gamma * relative + 1)
+
+
+class Mlp(nn.Module):
+    """Two linear layers around an exact GELU, four times as wide inside; `linear` decides what x is, map or tokens."""
+
+    def __init__(self, channels: int, linear: type[nn.Linear] = nn.Linear) -> None:
+        super().__init__()
+        self.fc1 = linear(channels, 4 * channels)
+        self.fc2 = linear(4 * channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Stage(nn.Module):
+    """Blocks on one grid, then the step to the next grid."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.downsample(x)

@@ -1,0 +1,206 @@
+"""The registry of models: `@register` names a variant, `list_models` lists them, `load_model` builds one."""
+
+import fnmatch
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from kernels.backends import BACKENDS
+from workbench.names import unknown
+
+from .base import VisionModel
+from .checkpoint import Checkpoint, fingerprint, load_into, read
+from .checks import check_choice
+from .layouts import SHAPES
+
+__all__ = ["list_models", "load_model", "register", "unknown"]
+
+#: Where trained weights ship: <model name>.safetensors.
+SHIPPED = Path(__file__).resolve().parents[2] / "data" / "weights"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named configuration of a model class."""
+
+    name: str
+    model: type[VisionModel]
+    settings: dict[str, Any]
+
+    def defaults(self) -> dict[str, Any]:
+        """Every setting of the class with this variant's value."""
+        parameters = inspect.signature(self.model).parameters
+        return {name: self.settings.get(name, parameter.default) for name, parameter in parameters.items()}
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Raise ValueError if there is a setting that the class does not have."""
+        allowed = self.defaults()
+        wrong = [name for name in config if name not in allowed]
+        if wrong:
+            raise ValueError(f"{self.name} has no setting {wrong[0]!r}: its settings are {', '.join(allowed)}.")
+
+    def build(self, config: dict[str, Any]) -> VisionModel:
+        """The model without weights: its parameters have shapes but no storage."""
+        settings = self.defaults() | config
+        with torch.device("meta"):
+            model = self.model(**settings)
+        model.name, model.config = self.name, settings
+        return model
+
+
+_VARIANTS: dict[str, Variant] = {}
+Model = TypeVar("Model", bound=type[VisionModel])
+
+
+def register(name: str, **settings: Any) -> Callable[[Model], Model]:
+    """Class decorator: make `name` a variant of the class, with these settings."""
+
+    def add(model: Model) -> Model:
+        _VARIANTS[name] = Variant(name, model, settings)
+        return model
+
+    return add
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of the registered models that match a shell pattern, sorted: `list_models("gspn*")`."""
+    return sorted(fnmatch.filter(_VARIANTS, pattern))
+
+
+def load_model(
+    name: str,
+    weights: str | os.PathLike[str] = "random",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    backend: str = "auto",
+    *,
+    ema: bool = False,
+    **config: Any,
+) -> VisionModel:
+    """Build a registered model and give it weights.
+
+    The model is in evaluation mode and its parameters ask for no gradients, so that gradients with respect to an image
+    cost no more than they must; call `model.requires_grad_(True)` and `model.train()` to train it.
+
+    Args:
+        name: one of `list_models()`.
+        weights: "random", drawn from `seed` as `initialise` says, the same on every device and without touching the
+            global random state; "trained", the weights that ship with the workbench; or the path of a .safetensors,
+            .pth or .pt file in the layout of GSPN's release, official or timm Swin, or saved by the workbench.
+        seed: of random weights.
+        device: None for the GPU if there is one, else the CPU.
+        backend: "auto" | "reference" | "cpu" | "triton", for every mixing layer.
+        ema: with a file, take the running average of the weights that the file has besides them.
+        config: settings of the model, such as num_classes, and merge and chunk for GSPN. A file tells its own sizes.
+
+    Returns:
+        The model, with name, config, weights, weights_sha256, layout and seed set.
+
+    Raises:
+        ValueError: an unknown name, setting or device, or weights that cannot be read or do not fit; says which.
+    """
+    if name not in _VARIANTS:
+        raise ValueError(unknown("model", str(name), list_models()))
+    variant = _VARIANTS[name]
+    variant.check(config)
+    check_choice("backend", backend, BACKENDS)
+    target = _device(device)
+    if weights == "random":
+        if ema:
+            raise ValueError("ema=True chooses between the weights of a file; with weights='random' leave it out.")
+        model = _drawn(variant, config, seed)
+    else:
+        model = _loaded(variant, config, _shipped(name) if weights == "trained" else weights, ema)
+        if weights == "trained":
+            model.weights = "trained"
+    model.weights_sha256 = fingerprint(model.state_dict())
+    model.set_backend(backend)
+    return model.to(target).eval().requires_grad_(False)
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw every parameter anew: weights from a normal distribution that keeps the variance of their input.
+
+    weight ~ N(0, 1 / inputs), position bias ~ N(0, 0.02 ** 2), layer norm 1, all else 0. It is our choice for pictures
+    of untrained models: gates and attention weights then follow the image instead of being almost uniform.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            nn.init.normal_(parameter, std=0.02, generator=generator)
+        elif not name.endswith("weight"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim == 1:
+            nn.init.ones_(parameter)
+        else:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=generator)
+
+
+def _drawn(variant: Variant, config: dict[str, Any], seed: int) -> VisionModel:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number; got {seed!r}.")
+    model = variant.build(config).to_empty(device="cpu")
+    initialise(model, seed)
+    model.weights, model.seed = "random", seed
+    return model
+
+
+def _loaded(variant: Variant, config: dict[str, Any], path: str | os.PathLike[str], ema: bool) -> VisionModel:
+    found = read(path, ema)
+    _check_family(variant, found)
+    variant.check(found.config)
+    _check_variant(variant, found)
+    model = variant.build(found.config | config)
+    load_into(model, found)
+    model.weights, model.layout, model.seed = found.file, found.found, None
+    return model
+
+
+def _check_family(variant: Variant, found: Checkpoint) -> None:
+    if found.layout.family != variant.model.family:
+        readers = [v.name for v in _VARIANTS.values() if v.model.family == found.layout.family]
+        raise ValueError(
+            f"{found.file} is a checkpoint of another family ({found.found}), not one for {variant.name}: "
+            f"load it as {', '.join(readers)}."
+        )
+
+
+def _check_variant(variant: Variant, found: Checkpoint) -> None:
+    """A file of exactly another variant's shapes must not go by this one's name; shapes of no variant may."""
+    shapes = {key: value for key, value in found.config.items() if key in SHAPES and key != "num_classes"}
+    family = [v for v in _VARIANTS.values() if v.model is variant.model]
+    same = [v.name for v in family if shapes.items() <= v.defaults().items()]
+    if same and variant.name not in same:
+        raise ValueError(
+            f"{found.file} has the shapes of {' and '.join(same)}, not of {variant.name}: load it as that."
+        )
+
+
+def _shipped(name: str) -> Path:
+    path = SHIPPED / f"{name}.safetensors"
+    if not path.is_file():
+        others = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors"))) or "none"
+        raise ValueError(
+            f"No trained weights of {name} ship with the workbench (shipped: {others}): give a file's path."
+        )
+    return path
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be 'cpu', 'cuda' or a torch.device; got {device!r}.") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={str(chosen)!r} needs a GPU that PyTorch can use, and there is none: use device='cpu'."
+        )
+    return chosen

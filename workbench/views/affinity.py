@@ -1,0 +1,380 @@
+"""The Affinity page: click a pixel, see what a layer lets it read, for one model or two side by side."""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import panel as pn
+import panel_material_ui as pmui
+import param
+import xarray as xr
+
+from workbench.analysis.affinity import AffinitySpec, affinity
+from workbench.analysis.latency import measure
+from workbench.images import Image, list_images, load_image
+from workbench.operators import REDUCTIONS
+from workbench.plots.affinity import caption, colour_range, is_signed
+
+from .figure import MosaicFigure, PhotographFigure, Position
+from .lane import LANE, Job
+from .state import KERNELS, model_names, operator_at, shared_image, shared_model
+from .tables import NOT_MEASURED, latency_table, numbers_table, status_line
+
+#: Pixels of the photograph on screen; models see it at their own size.
+DISPLAY = 448
+NONE = "none"
+UPLOAD = "uploaded picture"
+ALL_CHANNELS = -1
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that one drawing of the page depends on; `position` is on the first model's grid."""
+
+    sources: tuple[tuple[str, str], ...]  # (model, layer), one or two
+    image: str
+    upload: bytes | None
+    position: Position
+    spec: AffinitySpec
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the lane made of a request."""
+
+    photograph: np.ndarray
+    results: tuple[xr.Dataset, ...]
+
+
+def draw(request: Request, job: Job | None = None) -> Drawing:
+    """Compute a request: the rows or columns of each model at the same place of the picture."""
+    results: list[xr.Dataset] = []
+    grid: Position | None = None
+    for model_name, layer in request.sources:
+        if job is not None and job.cancelled.is_set():
+            break
+        model = shared_model(model_name)
+        op = operator_at(model, _image(request, model.input_size), layer)
+        grid = grid or op.grid
+        position = _same_place(request.position, grid, op.grid)
+        channel = request.spec.channel
+        if channel is not None and channel >= op.value.shape[0]:
+            channel = None
+        spec = AffinitySpec(position, request.spec.side, channel, request.spec.reduce)
+        results.append(affinity(op, spec))
+    return Drawing(_image(request, DISPLAY).rgb, tuple(results))
+
+
+def _image(request: Request, size: int) -> Image:
+    if request.upload is not None:
+        return load_image(request.upload, size=size)
+    return shared_image(request.image, size)
+
+
+def _same_place(position: Position, grid: Position, other: Position) -> Position:
+    """The cell of another grid that holds the centre of a cell."""
+    row, col = (int((p + 0.5) * o / g) for p, g, o in zip(position, grid, other, strict=True))
+    return row, col
+
+
+class AffinityView(pn.viewable.Viewer):
+    """The page's state and its parts: `controls`, `body`, or both together when shown in a notebook cell."""
+
+    image = param.Selector(default="coffee", objects=["coffee"], doc="the picture")
+    upload = param.Bytes(default=None, doc="the bytes of an uploaded picture; None shows `image`")
+    model = param.Selector(default="gspn_nano", objects=["gspn_nano"], doc="the first model")
+    layer = param.Selector(default="", objects=[""], doc="its layer")
+    other = param.Selector(default="swin_nano", objects=["swin_nano"], doc="the model beside it, or none")
+    other_layer = param.Selector(default="", objects=[""], doc="the other model's layer")
+    row = param.Integer(default=0, bounds=(0, None), doc="row of the query on the first model's grid")
+    col = param.Integer(default=0, bounds=(0, None), doc="column of the query on the first model's grid")
+    side = param.Selector(default="reads", objects={"what it reads": "reads", "where it is heard": "heard"})
+    reduce = param.Selector(default="mean_abs", objects={words: name for name, (words, _) in REDUCTIONS.items()})
+    channel = param.Integer(default=ALL_CHANNELS, bounds=(ALL_CHANNELS, None), doc="-1 combines all channels")
+    scale = param.Selector(default="log", objects={"logarithmic": "log", "linear": "linear"})
+    opacity = param.Number(default=0.85, bounds=(0, 1), step=0.05)
+
+    def __init__(self, **params: Any) -> None:
+        models = model_names()
+        self.param.model.objects = models
+        self.param.other.objects = [NONE, *models]
+        self.param.image.objects = list_images()
+        wanted = {name: params.pop(name) for name in ("row", "col", "layer", "other_layer") if name in params}
+        super().__init__(**params)
+        self._drawing: Drawing | None = None
+        self._measured: list[xr.Dataset] = []
+        self.photograph = PhotographFigure(self.query)
+        self.figures = (MosaicFigure(self.query, "mosaic-a"), MosaicFigure(self._query_other, "mosaic-b"))
+        self._messages = pmui.Alert("", severity="error", visible=False, sizing_mode="stretch_width")
+        self._status = pn.pane.HTML("", sizing_mode="stretch_width", css_classes=["status"])
+        self._numbers = pn.pane.HTML("", sizing_mode="stretch_width")
+        self._captions = tuple(pn.pane.HTML("", sizing_mode="stretch_width") for _ in self.figures)
+        self._latency = pn.pane.HTML(NOT_MEASURED, sizing_mode="stretch_width")
+        self._code = pmui.TextAreaInput(value="", visible=False)
+        self._set_layers("model", wanted.get("layer"))
+        self._set_layers("other", wanted.get("other_layer"))
+        rows, cols = self._grid()
+        self.param.update(row=wanted.get("row", rows * 9 // 20), col=wanted.get("col", cols * 11 // 20))
+        self.controls, self.body = self._make_controls(), self._make_body()
+        self.param.watch(self._model_changed, ["model", "other"])
+        self.param.watch(self._layer_changed, ["layer"])
+        self.param.watch(self._drop_upload, ["image"])
+        drawn_from = ["model", "layer", "other", "other_layer", "image", "upload", "row", "col", "side", "reduce"]
+        self.param.watch(lambda *_: self.refresh(), [*drawn_from, "channel"])
+        self.param.watch(lambda *_: self._redraw(), ["scale"])
+        self.param.watch(lambda *_: self._set_opacity(), ["opacity"])
+        KERNELS.start()
+        self._first_picture()
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        return pn.Row(pn.Column(*self.controls, width=290), self.body, sizing_mode="stretch_width")
+
+    # State
+
+    def _layers(self, which: str) -> list[str]:
+        name = getattr(self, which)
+        return [""] if name == NONE else [layer.name for layer in shared_model(name).layers()]
+
+    def _grid(self) -> Position:
+        return next(layer.grid for layer in shared_model(self.model).layers() if layer.name == self.layer)
+
+    def _set_layers(self, which: str, wanted: str | None = None) -> None:
+        """Offer a model's layers; keep the chosen name if it has it, otherwise the last layer of its first stage."""
+        target = "layer" if which == "model" else "other_layer"
+        layers = self._layers(which)
+        first_stage = [name for name in layers if name.split(".")[0] == layers[0].split(".")[0]]
+        self.param[target].objects = layers
+        current = wanted or getattr(self, target)
+        setattr(self, target, current if current in layers else first_stage[-1])
+
+    def _model_changed(self, event: param.parameterized.Event) -> None:
+        old = self._shown_grid()
+        with param.parameterized.batch_call_watchers(self):
+            self._set_layers(event.name)
+            self._keep_place(old)
+
+    def _layer_changed(self, event: param.parameterized.Event) -> None:
+        self._keep_place(self._shown_grid())
+
+    def _shown_grid(self) -> Position:
+        if self._drawing is None or not self._drawing.results:
+            return self._grid()
+        sizes = self._drawing.results[0].sizes
+        return sizes["row"], sizes["col"]
+
+    def _keep_place(self, old: Position) -> None:
+        """Keep the query at the same place of the picture when the grid changes."""
+        row, col = _same_place((min(self.row, old[0] - 1), min(self.col, old[1] - 1)), old, self._grid())
+        self.param.update(row=row, col=col)
+
+    def _drop_upload(self, event: param.parameterized.Event) -> None:
+        self.upload = None
+
+    def query(self, row: int, col: int) -> None:
+        """Choose the query on the first model's grid."""
+        self.param.update(row=row, col=col)
+
+    def _query_other(self, row: int, col: int) -> None:
+        if self._drawing is not None and len(self._drawing.results) > 1:
+            sizes = self._drawing.results[1].sizes
+            self.query(*_same_place((row, col), (sizes["row"], sizes["col"]), self._grid()))
+
+    def move(self, down: int, right: int) -> None:
+        """Move the query by whole cells, stopping at the border."""
+        rows, cols = self._grid()
+        self.query(min(max(self.row + down, 0), rows - 1), min(max(self.col + right, 0), cols - 1))
+
+    # Drawing
+
+    def request(self) -> Request:
+        """What the page asks for now."""
+        sources = [(self.model, self.layer)] + ([] if self.other == NONE else [(self.other, self.other_layer)])
+        rows, cols = self._grid()
+        position = min(self.row, rows - 1), min(self.col, cols - 1)
+        channel = None if self.channel == ALL_CHANNELS else self.channel
+        spec = AffinitySpec(position, self.side, channel, self.reduce)
+        return Request(tuple(sources), self.image, self.upload, position, spec)
+
+    def refresh(self) -> None:
+        """Ask the lane for the current picture; an older request of this page that still waits is dropped."""
+        self._submit(partial(draw, self.request()), self._show)
+
+    def _submit(self, run: Callable[[Job], Any], show: Callable[[Any], None], owner: str = "picture") -> None:
+        deliver = _deliverer()
+        failed = partial(deliver, self._fail)
+        LANE.submit((id(self), owner), Job(run, partial(deliver, show), failed))
+
+    def _first_picture(self) -> None:
+        """The page opens on a finished picture, so the first one is computed before the page is sent."""
+        try:
+            self._show(draw(self.request()))
+        except (ValueError, OSError) as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """One sentence; the picture that is shown stays."""
+        text = str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
+        self._messages.param.update(object=html.escape(text), visible=True)
+        if self.upload is not None and self._drawing is not None:
+            with param.parameterized.discard_events(self):
+                self.upload = None
+
+    def _show(self, drawing: Drawing) -> None:
+        self._drawing = drawing
+        self._messages.visible = False
+        self._redraw()
+
+    def _redraw(self) -> None:
+        drawing = self._drawing
+        if drawing is None:
+            return
+        results = list(drawing.results)
+        limits = colour_range(results, self.scale)
+        scale = "linear" if limits[0] < 0 else self.scale
+        first = results[0]
+        with pn.io.hold():
+            grid = first.sizes["row"], first.sizes["col"]
+            self.photograph.show(drawing.photograph, grid, first.attrs["position"])
+            for i, figure in enumerate(self.figures):
+                figure.pane.visible = self._captions[i].visible = i < len(results)
+                if i < len(results):
+                    figure.show(results[i], drawing.photograph, limits, scale, self.opacity)
+                    self._captions[
+                        i
+                    ].object = f"<small>{html.escape(caption(results[i], scale, is_signed(results[i])))}</small>"
+            self._numbers.object = numbers_table(results)
+            self._status.object = status_line(results)
+            self._code.value = self.code()
+
+    def _set_opacity(self) -> None:
+        for figure in self.figures:
+            figure.set_opacity(self.opacity)
+
+    # Latency
+
+    def measure_now(self, *_: Any) -> None:
+        """Time the shown layers and their models on this machine, in the lane, on the picture shown."""
+        request = self.request()
+        self._latency.object = "<p role='status'>Measuring: the lane is reserved for a few seconds…</p>"
+
+        def run(job: Job) -> list[xr.Dataset]:
+            found = []
+            for name, layer in request.sources:
+                model = shared_model(name)
+                model.set_backend(KERNELS.backend)
+                found.append(measure(model, _image(request, model.input_size), layer))
+            return found
+
+        self._submit(run, self._show_latency, owner="latency")
+
+    def _show_latency(self, results: list[xr.Dataset]) -> None:
+        self._measured = results
+        self._latency.object = latency_table(results)
+
+    # Sharing
+
+    def code(self) -> str:
+        """Python that computes the numbers of this page."""
+        request = self.request()
+        image = f'"{request.image}"' if request.upload is None else '"your_picture.png"'
+        lines = ["import workbench as wb", ""]
+        for name, layer in request.sources:
+            lines += [
+                f'model = wb.load_model("{name}", weights="random", seed=0)',
+                f"image = wb.load_image({image}, size=model.input_size)",
+                f'op = wb.operator(model, image, "{layer}")',
+            ]
+            call = "row" if request.spec.side == "reads" else "column"
+            r, c = request.position
+            if (name, layer) != request.sources[0]:
+                lines.append(f"position = tuple(int((p + 0.5) * o / g) for p, g, o in zip(({r}, {c}), grid, op.grid))")
+            else:
+                lines.append(f"grid, position = op.grid, ({r}, {c})")
+            lines.append(f'print(op.{call}(position, channel={request.spec.channel}, reduce="{request.spec.reduce}"))')
+        return "\n".join(lines) + "\n"
+
+    def link_state(self) -> dict[str, str]:
+        """Parameter -> name in the address of the page."""
+        names = ("image", "model", "layer", "other", "other_layer", "row", "col", "side", "reduce", "channel", "scale")
+        return {name: name for name in names}
+
+    # Parts
+
+    def _make_controls(self) -> list[Any]:
+        """The controls, in the order in which the keyboard reaches them."""
+        wide = {"sizing_mode": "stretch_width", "size": "small"}
+        p = self.param
+        arrows = {"←": (0, -1), "↑": (-1, 0), "↓": (1, 0), "→": (0, 1)}
+        names = {"←": "left", "↑": "up", "↓": "down", "→": "right"}
+        moves = []
+        for arrow, step in arrows.items():
+            button = pmui.Button(
+                label=arrow, size="small", variant="outlined", sizing_mode="stretch_width", margin=(5, 2),
+                description=f"move the query one cell {names[arrow]}",
+            )  # fmt: skip
+            button.on_click(lambda _, step=step: self.move(*step))
+            moves.append(button)
+        upload = pmui.FileInput(
+            label="Upload a picture", accept="image/*", max_file_size=64_000_000, variant="outlined", **wide
+        )
+        upload.param.watch(self._uploaded, "value")
+        return [
+            pmui.Select.from_param(p.image, label="Picture", **wide),
+            upload,
+            pmui.Select.from_param(p.model, label="Model", **wide),
+            pmui.DiscreteSlider.from_param(p.layer, label="Layer", **wide),
+            pmui.Select.from_param(p.other, label="Beside it", **wide),
+            pmui.DiscreteSlider.from_param(p.other_layer, label="Its layer", **wide),
+            pmui.RadioButtonGroup.from_param(p.side, label="Show", **wide),
+            pn.Row(
+                pmui.IntInput.from_param(p.row, label="Row", width=125, size="small"),
+                pmui.IntInput.from_param(p.col, label="Column", width=125, size="small"),
+            ),
+            pn.Row(*moves, sizing_mode="stretch_width"),
+            pmui.Select.from_param(p.reduce, label="Channels or heads", **wide),
+            pmui.IntInput.from_param(p.channel, label="One channel (-1: all)", **wide),
+            pmui.Select.from_param(p.scale, label="Colours", **wide),
+            pmui.FloatSlider.from_param(p.opacity, label="Opacity of the map", **wide),
+        ]
+
+    def _make_body(self) -> pn.Column:
+        measure_button = pmui.Button(label="Measure on this machine now", variant="outlined", size="small")
+        measure_button.on_click(self.measure_now)
+        copy = "navigator.clipboard.writeText({}).then(() => {{ {} }})"
+        as_python = pmui.Button(label="Copy as Python", variant="outlined", size="small")
+        as_python.js_on_click(args={"code": self._code}, code=copy.format("code.value", ""))
+        link = pmui.Button(label="Copy link", variant="outlined", size="small")
+        link.js_on_click(code=copy.format("window.location.href", ""))
+        grow = {"flex": "1 1 520px", "min-width": "0"}
+        panels = [
+            pn.Column(figure.pane, caption_, sizing_mode="stretch_width", styles=grow)
+            for figure, caption_ in zip(self.figures, self._captions, strict=True)
+        ]
+        left = pn.Column(
+            self.photograph.pane, self._numbers, pn.Row(as_python, link), self._code,
+            styles={"flex": "0 1 320px", "min-width": "260px"},
+        )  # fmt: skip
+        right = pn.FlexBox(*panels, sizing_mode="stretch_width", styles={"flex": "1 1 560px", "min-width": "0"})
+        return pn.Column(
+            self._messages,
+            self._status,
+            pn.FlexBox(left, right, flex_wrap="wrap", sizing_mode="stretch_width", align_items="flex-start"),
+            pn.Row(pmui.Typography("Cost on this machine", variant="h6"), measure_button),
+            self._latency,
+            sizing_mode="stretch_width",
+        )
+
+    def _uploaded(self, event: param.parameterized.Event) -> None:
+        if event.new:
+            self.upload = event.new
+
+
+def _deliverer() -> Callable[..., None]:
+    """Call a function in the session that asked, or at once where there is no session (a notebook, a test)."""
+    document = pn.state.curdoc
+    if document is None or document.session_context is None:
+        return lambda function, *args: function(*args)
+    return lambda function, *args: document.add_next_tick_callback(partial(function, *args))

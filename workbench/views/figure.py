@@ -1,0 +1,150 @@
+"""Two figures that are built once and then patched: the mosaic of one model, and the photograph with its grid.
+
+Redrawing a HoloViews figure costs more than everything else a click does, so as long as the layout stays the same only
+the data of its Bokeh sources change. The sources are taken from a HoloViews hook at rendering.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import holoviews as hv
+import numpy as np
+import panel as pn
+import xarray as xr
+from bokeh.models import ColumnDataSource, CustomJS
+
+from workbench.plots.affinity import Mosaic, affinity_mosaic, photograph_figure, shares, title
+
+Position = tuple[int, int]
+
+
+class _Patched:
+    """A pane whose figure is rebuilt when its layout key changes, and patched otherwise."""
+
+    def __init__(self, on_tap: Callable[[float, float], None], name: str) -> None:
+        self.pane = pn.pane.HoloViews(
+            None, sizing_mode="stretch_width", linked_axes=False, min_height=150, css_classes=[name], theme=None
+        )
+        self._key: Any = None
+        self._on_tap = on_tap
+        self._drawn: list[dict[str, dict[str, Any]]] = []
+
+    def _rebuild(self, key: Any, figure: hv.Overlay, parts: dict[str, int]) -> None:
+        """Show a new figure; `parts` names its elements whose handles later patches need."""
+        self._key, self._drawn = key, []
+        elements = list(figure)
+        for name, index in parts.items():
+            elements[index].opts(hooks=[self._remember(name)])
+        tap = hv.streams.Tap(source=elements[0])
+        tap.add_subscriber(lambda x, y: None if x is None else self._on_tap(x, y))
+        self.pane.object = figure
+
+    def _remember(self, name: str) -> Callable[[Any, Any], None]:
+        def hook(plot: Any, element: Any) -> None:
+            if name == "photo":
+                self._drawn.append({})
+            self._drawn[-1][name] = plot.handles
+
+        return hook
+
+    def _patch(self, name: str, data: dict[str, Any]) -> None:
+        for handles in self._drawn:
+            handles[name]["source"].data.update(data)
+
+    def _push(self) -> None:
+        """In a notebook changes to Bokeh models are not sent by themselves."""
+        if not pn.state.served and self._drawn:
+            pn.io.push_notebook(self.pane)
+
+
+def boxes_data(boxes: list[tuple[float, float, float, float]]) -> dict[str, np.ndarray]:
+    left, bottom, right, top = (np.array(side, float) for side in zip(*boxes, strict=True))
+    return {"left": left, "bottom": bottom, "right": right, "top": top}
+
+
+class MosaicFigure(_Patched):
+    """The merged map and the groups' maps of one model; `on_query(row, col)` is called when a cell is clicked."""
+
+    def __init__(self, on_query: Callable[[int, int], None], name: str) -> None:
+        super().__init__(self._tapped, name)
+        self._on_query = on_query
+        self._mosaic: Mosaic | None = None
+
+    def _tapped(self, x: float, y: float) -> None:
+        position = None if self._mosaic is None else self._mosaic.position_at(x, y)
+        if position is not None:
+            self._on_query(*position)
+
+    def show(
+        self, result: xr.Dataset, photograph: np.ndarray, limits: tuple[float, float], scale: str, opacity: float
+    ) -> None:
+        """Draw a result of `affinity`, with the shared colour range of everything on the page."""
+        mosaic = Mosaic((result.sizes["row"], result.sizes["col"]), result.sizes["group"])
+        key = (title(result), mosaic, tuple(result["group"].values), scale, limits[0] < 0, id(photograph))
+        if key != self._key:
+            self._mosaic = mosaic
+            figure = affinity_mosaic(result, photograph, limits, scale, opacity).opts(title=title(result))
+            self._rebuild(key, figure, {"photo": 0, "heat": 1, "boxes": 2})
+            return
+        array = mosaic.fill(shares(result))
+        self._patch("heat", {"image": [np.flipud(array)]})
+        self._patch("boxes", boxes_data(mosaic.boxes(result.attrs["position"])))
+        for handles in self._drawn:
+            mapper, glyph = handles["heat"]["color_mapper"], handles["heat"]["glyph"]
+            mapper.update(low=limits[0], high=limits[1])
+            glyph.global_alpha = opacity
+        self._push()
+
+    def set_opacity(self, opacity: float) -> None:
+        for handles in self._drawn:
+            handles["heat"]["glyph"].global_alpha = opacity
+        self._push()
+
+
+class PhotographFigure(_Patched):
+    """The photograph, the chosen query, and the cell under the pointer (drawn by the browser alone)."""
+
+    def __init__(self, on_query: Callable[[int, int], None]) -> None:
+        super().__init__(self._tapped, "photograph")
+        self._on_query = on_query
+        self._grid: Position = (1, 1)
+
+    def _tapped(self, x: float, y: float) -> None:
+        row, col = int(np.floor(-y)), int(np.floor(x))
+        if 0 <= row < self._grid[0] and 0 <= col < self._grid[1]:
+            self._on_query(row, col)
+
+    def show(self, photograph: np.ndarray, grid: Position, position: Position) -> None:
+        key = (id(photograph), grid)
+        row, col = position
+        if key == self._key:
+            self._patch("boxes", boxes_data([(col, -(row + 1), col + 1, -row)]))
+            self._push()
+            return
+        self._grid = grid
+        figure = photograph_figure(photograph, grid, position)
+        self._rebuild(key, figure, {"photo": 0, "boxes": 1, "pointer": 2})
+
+    def _remember(self, name: str) -> Callable[[Any, Any], None]:
+        if name != "pointer":
+            return super()._remember(name)
+        inner = super()._remember(name)
+
+        def hook(plot: Any, element: Any) -> None:
+            inner(plot, element)
+            follow_pointer(plot.state, plot.handles["source"], self._grid)
+
+        return hook
+
+
+def follow_pointer(figure: Any, source: ColumnDataSource, grid: Position) -> None:
+    """Outline the cell under the pointer and name it in the figure's title, without asking the server."""
+    code = """
+    const col = Math.floor(cb_obj.x), row = Math.floor(-cb_obj.y)
+    const inside = row >= 0 && row < rows && col >= 0 && col < cols
+    source.data = inside ? {left: [col], right: [col + 1], top: [-row], bottom: [-row - 1]}
+                         : {left: [], right: [], top: [], bottom: []}
+    title.text = inside ? `row ${row}, column ${col}` : 'click a cell'
+    """
+    arguments = {"source": source, "rows": grid[0], "cols": grid[1], "title": figure.title}
+    figure.js_on_event("mousemove", CustomJS(args=arguments, code=code))

@@ -1,0 +1,103 @@
+"""What the pages share: models loaded once per process, their activations at an image, and how warm the kernels are."""
+
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import lru_cache
+from typing import Any
+
+from workbench.images import Image, load_image
+from workbench.models import list_models, load_model
+from workbench.models.base import VisionModel
+from workbench.operators import operator
+
+
+class Recent:
+    """A small cache of the most recently used results; used from the lane's thread only."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._items = size, OrderedDict[Hashable, Any]()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self._items:
+            self._items[key] = make()
+            while len(self._items) > self._size:
+                self._items.popitem(last=False)
+        self._items.move_to_end(key)
+        return self._items[key]
+
+
+_inputs, _operators = Recent(6), Recent(12)
+
+
+_given: dict[str, VisionModel] = {}
+
+
+def offer(model: VisionModel) -> str:
+    """Make a model that the caller loaded available to the pages; returns the name it goes by there."""
+    name = f"{model.name} (given)"
+    _given[name] = model
+    return name
+
+
+def model_names() -> list[str]:
+    """The registry's models and the given ones."""
+    return [*list_models(), *_given]
+
+
+@lru_cache(maxsize=16)
+def _loaded(name: str) -> VisionModel:
+    return load_model(name, weights="random", seed=0)
+
+
+def shared_model(name: str) -> VisionModel:
+    """A model for every session of this process: read-only."""
+    return _given[name] if name in _given else _loaded(name)
+
+
+@lru_cache(maxsize=32)
+def shared_image(name: str, size: int) -> Image:
+    """A picture that ships with the workbench, at a size."""
+    return load_image(name, size=size)
+
+
+def operator_at(model: VisionModel, image: Image, layer: str) -> Any:
+    """`operator`, remembering the activations of recent images and recent operators."""
+    model.set_backend(KERNELS.backend)
+    key = (model.name, model.weights_sha256, image.sha256, model.backend)
+    inputs = _inputs.get(key, lambda: model.mixer_inputs(image.tensor.to(model.device)))
+    return _operators.get((*key, layer), lambda: operator(model, image, layer, inputs))
+
+
+class Kernels:
+    """Whether the CPU kernels are compiled. Until they are, layers run on the reference backend."""
+
+    def __init__(self) -> None:
+        self.ready = threading.Event()
+        self._started = threading.Lock()
+        self._begun = False
+
+    @property
+    def backend(self) -> str:
+        return "auto" if self.ready.is_set() else "reference"
+
+    def start(self) -> None:
+        """Compile in a process of its own (which fills numba's cache), then load the compiled code here."""
+        with self._started:
+            if self._begun:
+                return
+            self._begun = True
+        threading.Thread(target=self._warm, name="workbench-warm", daemon=True).start()
+
+    def _warm(self) -> None:
+        from kernels.warm import warm
+
+        subprocess.run([sys.executable, "-m", "kernels.warm"], check=False, capture_output=True)
+        warm()
+        self.ready.set()
+
+
+#: The kernels of this process.
+KERNELS = Kernels()
