@@ -6,9 +6,8 @@ import kernels
 
 if getattr(kernels, "DISTRIBUTION", None) != "gspn-workbench":
     raise ImportError(
-        "The installed package `kernels` is another distribution than the one that comes with gspn-workbench "
-        f"(found at {getattr(kernels, '__file__', 'an unknown place')}): uninstall it, or install gspn-workbench into an "
-        "environment of its own."
+        f"`kernels` at {getattr(kernels, '__file__', 'an unknown place')} is not the package of that name that comes with "
+        "gspn-workbench: uninstall it, or install gspn-workbench into an environment of its own."
     )
 
 from workbench.analysis.affinity import AffinitySpec, affinity

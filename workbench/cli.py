@@ -15,13 +15,13 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5006,
 ) -> None:
     """Serve the dashboard."""
-    import panel as pn
+    from pathlib import Path
 
-    from apps.dashboard import dashboard
+    import panel as pn
 
     typer.echo(f"GSPN workbench at http://{host}:{port}  (Ctrl-C stops it)")
     pn.serve(
-        {"/": dashboard},
+        {"/": Path(__file__).parents[1] / "apps" / "dashboard.py"},
         address=host,
         port=port,
         show=False,

@@ -188,7 +188,7 @@ class _Operator:
     def _transposed(
         self, linear: Callable[[torch.Tensor], torch.Tensor], v: torch.Tensor, g: torch.Tensor
     ) -> torch.Tensor:
-        """The transpose of a linear map applied to g: its derivative at any v. The forward pass is run once and kept."""
+        """The transpose of a linear map applied to g: its derivative at any v. The forward pass is kept."""
         if self._graph is None:
             start = v.detach().clone().requires_grad_()
             with torch.enable_grad():

@@ -54,10 +54,10 @@ def normalise_gates(
     if chosen == "reference":
         return reference.normalise_gates(logits, directions)
     if chosen == "cpu":
-        from . import normalise_cpu
+        import kernels.propagation.normalise_cpu as normalise_cpu
 
         return run(normalise_cpu, directions, logits)
-    from . import normalise_gpu
+    import kernels.propagation.normalise_gpu as normalise_gpu
 
     return run(normalise_gpu, directions, logits)
 
@@ -107,10 +107,10 @@ def propagate(
     if chosen == "reference":
         return reference.propagate(x, gates, lam, scan.directions, scan.chunk)
     if chosen == "cpu":
-        from . import cpu
+        import kernels.propagation.cpu as cpu
 
         return run(cpu, scan, x, gates, lam)
-    from . import gpu
+    import kernels.propagation.gpu as gpu
 
     return run(gpu, scan, x, gates, lam)
 

@@ -102,7 +102,7 @@ def time_runs(run: Callable[[], Any], device: torch.device, seconds: float) -> n
 
 @lru_cache(maxsize=8)
 def machine_rates(device: str) -> dict[str, float]:
-    """The device's measured copy bandwidth (bytes a second, read plus written) and fp32 matrix rate (flops a second)."""
+    """The device's measured copy bandwidth (bytes a second, read and written) and fp32 matrix rate (flops a second)."""
     where = torch.device(device)
     source = torch.rand(2**24 if where.type == "cpu" else 2**28, device=where)
     target = torch.empty_like(source)

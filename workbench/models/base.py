@@ -51,7 +51,7 @@ class PropagationState:
         return self.weight.view(-1, 1, 1, 1, 1) * self.modulated(v)
 
     def modulated(self, v: torch.Tensor) -> torch.Tensor:
-        """Each direction's pass before it is weighted: (B, C, H, W) or a v for each, (K, B, C, H, W) -> (K, B, C, H, W).
+        """Each direction's pass, not yet weighted: (B, C, H, W) or a v for each, (K, B, C, H, W) -> (K, B, C, H, W).
 
         aligned:  U_k P_k^-1 scan(P_k v) + D_k v, everything in image coordinates.
         released: U_k scan(P_k v) + D_k P_k v, where nothing is carried back to image coordinates.

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ MOST_TENSORS = 10_000
 
 #: Where training scripts put the weights: the entry of the model's own, and of their running average (EMA).
 WRAPPERS = (("model", "model_ema"), ("state_dict", "state_dict_ema"))
+
+DAMAGED = "{} is not a checkpoint that PyTorch can read; it may be damaged."
 
 #: Where files that we write say which model they hold and how it was set.
 NOTE = "gspn_workbench"
@@ -101,14 +104,14 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
         raise ValueError(
-            f"There is no weights file {str(path)!r}: weights is 'random', 'trained' or a path to {', '.join(SUFFIXES)}."
+            f"There is no weights file {str(path)!r}: give 'random', 'trained' or a {', '.join(SUFFIXES)} path."
         )
     if path.suffix not in SUFFIXES:
         raise ValueError(f"Weights are read from {', '.join(SUFFIXES)} files; got {path.name}.")
@@ -145,17 +148,29 @@ def _note(metadata: Mapping[str, str], file: str) -> dict[str, Any]:
 
 
 def _read_pickle(path: Path) -> Any:
+    _check_bytes(path.name, _unpacked_bytes(path))
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can make the unpickler raise almost anything
         needs = re.search(r"GLOBAL ([\w.]+)", str(error))
         if needs is None:
-            raise ValueError(f"{path.name} is not a checkpoint that PyTorch can read; it may be damaged.") from None
+            raise ValueError(DAMAGED.format(path.name)) from None
         raise ValueError(
             f"{path.name} can only be opened by running code from the file (it asks for {needs[1]}), which is refused: "
             "where you trust the file, convert it once with `weights = torch.load(path, weights_only=False)['model']` "
             "and `safetensors.torch.save_file(weights, 'weights.safetensors')`, and load the .safetensors file."
         ) from None
+
+
+def _unpacked_bytes(path: Path) -> int:
+    """What the archive inside a .pth file unpacks to; 0 for the older kind, which has none."""
+    if not zipfile.is_zipfile(path):
+        return 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # as above: damaged on purpose, it can raise almost anything
+        raise ValueError(DAMAGED.format(path.name)) from None
 
 
 def _unwrap(content: Any, ema: bool, file: str) -> tuple[Mapping[Any, Any], str]:

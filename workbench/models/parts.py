@@ -18,7 +18,7 @@ class Linear2d(nn.Linear):
     """A 1 x 1 convolution of a (B, C, H, W) map; its weight is stored as (out, in)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class GlobalResponseNorm(nn.Module):

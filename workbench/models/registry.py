@@ -47,7 +47,9 @@ class Variant:
 
     def build(self, config: dict[str, Any]) -> VisionModel:
         """The model without weights: its parameters have shapes but no storage."""
-        settings = self.defaults() | config
+        # Settings that were read from JSON have lists; one form, so that equal settings compare and hash as equal.
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+        settings = self.defaults() | given
         with torch.device("meta"):
             model = self.model(**settings)
         model.name, model.config = self.name, settings
@@ -71,6 +73,13 @@ def register(name: str, **settings: Any) -> Callable[[Model], Model]:
 def list_models(pattern: str = "*") -> list[str]:
     """The names of the registered models that match a shell pattern, sorted: `list_models("gspn*")`."""
     return sorted(fnmatch.filter(_VARIANTS, pattern))
+
+
+def variant(name: str) -> Variant:
+    """The registered variant of that name; ValueError with the near matches if there is none."""
+    if name not in _VARIANTS:
+        raise ValueError(unknown("model", str(name), list_models()))
+    return _VARIANTS[name]
 
 
 def load_model(
@@ -105,18 +114,16 @@ def load_model(
     Raises:
         ValueError: an unknown name, setting or device, or weights that cannot be read or do not fit; says which.
     """
-    if name not in _VARIANTS:
-        raise ValueError(unknown("model", str(name), list_models()))
-    variant = _VARIANTS[name]
-    variant.check(config)
+    chosen = variant(name)
+    chosen.check(config)
     check_choice("backend", backend, BACKENDS)
     target = _device(device)
     if weights == "random":
         if ema:
             raise ValueError("ema=True chooses between the weights of a file; with weights='random' leave it out.")
-        model = _drawn(variant, config, seed)
+        model = _drawn(chosen, config, seed)
     else:
-        model = _loaded(variant, config, _shipped(name) if weights == "trained" else weights, ema)
+        model = _loaded(chosen, config, _shipped(name) if weights == "trained" else weights, ema)
         if weights == "trained":
             model.weights = "trained"
     model.weights_sha256 = fingerprint(model.state_dict())
@@ -164,7 +171,7 @@ def _loaded(variant: Variant, config: dict[str, Any], path: str | os.PathLike[st
 
 def _check_family(variant: Variant, found: Checkpoint) -> None:
     if found.layout.family != variant.model.family:
-        readers = [v.name for v in _VARIANTS.values() if v.model.family == found.layout.family]
+        readers = sorted(v.name for v in _VARIANTS.values() if v.model.family == found.layout.family)
         raise ValueError(
             f"{found.file} is a checkpoint of another family ({found.found}), not one for {variant.name}: "
             f"load it as {', '.join(readers)}."
@@ -175,7 +182,7 @@ def _check_variant(variant: Variant, found: Checkpoint) -> None:
     """A file of exactly another variant's shapes must not go by this one's name; shapes of no variant may."""
     shapes = {key: value for key, value in found.config.items() if key in SHAPES and key != "num_classes"}
     family = [v for v in _VARIANTS.values() if v.model is variant.model]
-    same = [v.name for v in family if shapes.items() <= v.defaults().items()]
+    same = sorted(v.name for v in family if shapes.items() <= v.defaults().items())
     if same and variant.name not in same:
         raise ValueError(
             f"{found.file} has the shapes of {' and '.join(same)}, not of {variant.name}: load it as that."

@@ -6,6 +6,7 @@ Plot coordinates: x runs right in cells of the merged panel's scale, y is minus 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import colorcet as cc
 import holoviews as hv
@@ -23,7 +24,13 @@ _GAP = 0.02
 QUERY = "#00e5ff"
 
 #: Options of every figure of this page: fill the width, keep cells square, leave the wheel to the page.
-FRAME = {"responsive": True, "data_aspect": 1, "toolbar": None, "default_tools": [], "fontsize": {"title": "10pt"}}
+FRAME: dict[str, Any] = {
+    "responsive": True,
+    "data_aspect": 1,
+    "toolbar": None,
+    "default_tools": [],
+    "fontsize": {"title": "10pt"},
+}
 
 SEQUENTIAL = cc.CET_L3[20:]  # black-red-yellow heat, perceptually uniform, read by lightness alone
 DIVERGING = cc.CET_D1A  # blue-white-red, safe for colour-blind viewers
@@ -146,7 +153,9 @@ def affinity_mosaic(
     mosaic = Mosaic((result.sizes["row"], result.sizes["col"]), result.sizes["group"])
     rows, cols = mosaic.shape
     signed = limits[0] < 0
-    heat = hv.Image(mosaic.fill(shares(result)), bounds=(0, -rows, cols, 0), vdims=[hv.Dimension("share")]).opts(
+    heat = hv.Image(
+        mosaic.fill(shares(result)), bounds=(0, -rows, cols, 0), vdims=[hv.Dimension("share", label="share of mass")]
+    ).opts(
         cmap=DIVERGING if signed else SEQUENTIAL,
         clim=limits,
         cnorm="log" if scale == "log" and not signed else "linear",
@@ -164,7 +173,7 @@ def affinity_mosaic(
 def photographs(mosaic: Mosaic, photograph: np.ndarray) -> hv.RGB:
     """The photograph under every panel; transparent between them."""
     rows, cols = mosaic.shape
-    zoom = max(1, round(2 * photograph.shape[0] / rows))
+    zoom = max(1, round(photograph.shape[0] / rows))
     canvas = np.zeros((rows * zoom, cols * zoom, 4), np.uint8)
     for row, col, scale in mosaic.places():
         h, w = scale * mosaic.grid[0] * zoom, scale * mosaic.grid[1] * zoom

@@ -2,99 +2,46 @@
 
 import html
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import panel as pn
 import panel_material_ui as pmui
 import param
 import xarray as xr
 
-from workbench.analysis.affinity import AffinitySpec, affinity
+from workbench.analysis.affinity import AffinitySpec
 from workbench.analysis.latency import measure
-from workbench.images import Image, list_images, load_image
+from workbench.images import list_images
 from workbench.operators import REDUCTIONS
 from workbench.plots.affinity import caption, colour_range, is_signed
 
 from .figure import MosaicFigure, PhotographFigure, Position
 from .lane import LANE, Job
-from .state import KERNELS, model_names, operator_at, shared_image, shared_model
-from .tables import NOT_MEASURED, latency_table, numbers_table, status_line
+from .request import Drawing, Request, draw, picture, same_place
+from .state import KERNELS, model_names, shared_model
+from .tables import NOT_MEASURED, caption_html, latency_table, numbers_table, status_line
 
-#: Pixels of the photograph on screen; models see it at their own size.
-DISPLAY = 448
 NONE = "none"
 UPLOAD = "uploaded picture"
 ALL_CHANNELS = -1
 
 
-@dataclass(frozen=True)
-class Request:
-    """Everything that one drawing of the page depends on; `position` is on the first model's grid."""
-
-    sources: tuple[tuple[str, str], ...]  # (model, layer), one or two
-    image: str
-    upload: bytes | None
-    position: Position
-    spec: AffinitySpec
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What the lane made of a request."""
-
-    photograph: np.ndarray
-    results: tuple[xr.Dataset, ...]
-
-
-def draw(request: Request, job: Job | None = None) -> Drawing:
-    """Compute a request: the rows or columns of each model at the same place of the picture."""
-    results: list[xr.Dataset] = []
-    grid: Position | None = None
-    for model_name, layer in request.sources:
-        if job is not None and job.cancelled.is_set():
-            break
-        model = shared_model(model_name)
-        op = operator_at(model, _image(request, model.input_size), layer)
-        grid = grid or op.grid
-        position = _same_place(request.position, grid, op.grid)
-        channel = request.spec.channel
-        if channel is not None and channel >= op.value.shape[0]:
-            channel = None
-        spec = AffinitySpec(position, request.spec.side, channel, request.spec.reduce)
-        results.append(affinity(op, spec))
-    return Drawing(_image(request, DISPLAY).rgb, tuple(results))
-
-
-def _image(request: Request, size: int) -> Image:
-    if request.upload is not None:
-        return load_image(request.upload, size=size)
-    return shared_image(request.image, size)
-
-
-def _same_place(position: Position, grid: Position, other: Position) -> Position:
-    """The cell of another grid that holds the centre of a cell."""
-    row, col = (int((p + 0.5) * o / g) for p, g, o in zip(position, grid, other, strict=True))
-    return row, col
-
-
 class AffinityView(pn.viewable.Viewer):
     """The page's state and its parts: `controls`, `body`, or both together when shown in a notebook cell."""
 
-    image = param.Selector(default="coffee", objects=["coffee"], doc="the picture")
+    image: Any = param.Selector(default="coffee", objects=["coffee"], doc="the picture")
     upload = param.Bytes(default=None, doc="the bytes of an uploaded picture; None shows `image`")
-    model = param.Selector(default="gspn_nano", objects=["gspn_nano"], doc="the first model")
-    layer = param.Selector(default="", objects=[""], doc="its layer")
-    other = param.Selector(default="swin_nano", objects=["swin_nano"], doc="the model beside it, or none")
-    other_layer = param.Selector(default="", objects=[""], doc="the other model's layer")
+    model: Any = param.Selector(default="gspn_nano", objects=["gspn_nano"], doc="the first model")
+    layer: Any = param.Selector(default="", objects=[""], doc="its layer")
+    other: Any = param.Selector(default="swin_nano", objects=["swin_nano"], doc="the model beside it, or none")
+    other_layer: Any = param.Selector(default="", objects=[""], doc="the other model's layer")
     row = param.Integer(default=0, bounds=(0, None), doc="row of the query on the first model's grid")
     col = param.Integer(default=0, bounds=(0, None), doc="column of the query on the first model's grid")
-    side = param.Selector(default="reads", objects={"what it reads": "reads", "where it is heard": "heard"})
-    reduce = param.Selector(default="mean_abs", objects={words: name for name, (words, _) in REDUCTIONS.items()})
+    side: Any = param.Selector(default="reads", objects={"what it reads": "reads", "where it is heard": "heard"})
+    reduce: Any = param.Selector(default="mean_abs", objects={words: name for name, (words, _) in REDUCTIONS.items()})
     channel = param.Integer(default=ALL_CHANNELS, bounds=(ALL_CHANNELS, None), doc="-1 combines all channels")
-    scale = param.Selector(default="log", objects={"logarithmic": "log", "linear": "linear"})
+    scale: Any = param.Selector(default="log", objects={"logarithmic": "log", "linear": "linear"})
     opacity = param.Number(default=0.85, bounds=(0, 1), step=0.05)
 
     def __init__(self, **params: Any) -> None:
@@ -109,9 +56,16 @@ class AffinityView(pn.viewable.Viewer):
         self.photograph = PhotographFigure(self.query)
         self.figures = (MosaicFigure(self.query, "mosaic-a"), MosaicFigure(self._query_other, "mosaic-b"))
         self._messages = pmui.Alert("", severity="error", visible=False, sizing_mode="stretch_width")
-        self._status = pn.pane.HTML("", sizing_mode="stretch_width", css_classes=["status"])
+        self._status = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))
         self._numbers = pn.pane.HTML("", sizing_mode="stretch_width")
-        self._captions = tuple(pn.pane.HTML("", sizing_mode="stretch_width") for _ in self.figures)
+        self._captions = tuple(
+            pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 10, 4, 10)) for _ in self.figures
+        )
+        grow = {"flex": "1 1 520px", "min-width": "0"}
+        self._panels = tuple(
+            pn.Column(figure.pane, caption_, sizing_mode="stretch_width", styles=grow)
+            for figure, caption_ in zip(self.figures, self._captions, strict=True)
+        )
         self._latency = pn.pane.HTML(NOT_MEASURED, sizing_mode="stretch_width")
         self._code = pmui.TextAreaInput(value="", visible=False)
         self._set_layers("model", wanted.get("layer"))
@@ -167,7 +121,7 @@ class AffinityView(pn.viewable.Viewer):
 
     def _keep_place(self, old: Position) -> None:
         """Keep the query at the same place of the picture when the grid changes."""
-        row, col = _same_place((min(self.row, old[0] - 1), min(self.col, old[1] - 1)), old, self._grid())
+        row, col = same_place((min(self.row, old[0] - 1), min(self.col, old[1] - 1)), old, self._grid())
         self.param.update(row=row, col=col)
 
     def _drop_upload(self, event: param.parameterized.Event) -> None:
@@ -180,7 +134,7 @@ class AffinityView(pn.viewable.Viewer):
     def _query_other(self, row: int, col: int) -> None:
         if self._drawing is not None and len(self._drawing.results) > 1:
             sizes = self._drawing.results[1].sizes
-            self.query(*_same_place((row, col), (sizes["row"], sizes["col"]), self._grid()))
+            self.query(*same_place((row, col), (sizes["row"], sizes["col"]), self._grid()))
 
     def move(self, down: int, right: int) -> None:
         """Move the query by whole cells, stopping at the border."""
@@ -239,12 +193,11 @@ class AffinityView(pn.viewable.Viewer):
             grid = first.sizes["row"], first.sizes["col"]
             self.photograph.show(drawing.photograph, grid, first.attrs["position"])
             for i, figure in enumerate(self.figures):
-                figure.pane.visible = self._captions[i].visible = i < len(results)
+                self._panels[i].visible = i < len(results)
                 if i < len(results):
                     figure.show(results[i], drawing.photograph, limits, scale, self.opacity)
-                    self._captions[
-                        i
-                    ].object = f"<small>{html.escape(caption(results[i], scale, is_signed(results[i])))}</small>"
+                    text = caption(results[i], scale, is_signed(results[i]))
+                    self._captions[i].object = caption_html(text)
             self._numbers.object = numbers_table(results)
             self._status.object = status_line(results)
             self._code.value = self.code()
@@ -265,7 +218,7 @@ class AffinityView(pn.viewable.Viewer):
             for name, layer in request.sources:
                 model = shared_model(name)
                 model.set_backend(KERNELS.backend)
-                found.append(measure(model, _image(request, model.input_size), layer))
+                found.append(measure(model, picture(request, model.input_size), layer))
             return found
 
         self._submit(run, self._show_latency, owner="latency")
@@ -312,10 +265,10 @@ class AffinityView(pn.viewable.Viewer):
         moves = []
         for arrow, step in arrows.items():
             button = pmui.Button(
-                label=arrow, size="small", variant="outlined", sizing_mode="stretch_width", margin=(5, 2),
+                label=arrow, size="small", variant="outlined", sizing_mode="stretch_width", margin=2,
                 description=f"move the query one cell {names[arrow]}",
             )  # fmt: skip
-            button.on_click(lambda _, step=step: self.move(*step))
+            button.on_click(partial(self._moved, step))
             moves.append(button)
         upload = pmui.FileInput(
             label="Upload a picture", accept="image/*", max_file_size=64_000_000, variant="outlined", **wide
@@ -330,10 +283,11 @@ class AffinityView(pn.viewable.Viewer):
             pmui.DiscreteSlider.from_param(p.other_layer, label="Its layer", **wide),
             pmui.RadioButtonGroup.from_param(p.side, label="Show", **wide),
             pn.Row(
-                pmui.IntInput.from_param(p.row, label="Row", width=125, size="small"),
-                pmui.IntInput.from_param(p.col, label="Column", width=125, size="small"),
+                pmui.IntInput.from_param(p.row, label="Row", **wide),
+                pmui.IntInput.from_param(p.col, label="Column", **wide),
+                sizing_mode="stretch_width",
             ),
-            pn.Row(*moves, sizing_mode="stretch_width"),
+            pn.Row(*moves, sizing_mode="stretch_width", margin=(0, 8)),
             pmui.Select.from_param(p.reduce, label="Channels or heads", **wide),
             pmui.IntInput.from_param(p.channel, label="One channel (-1: all)", **wide),
             pmui.Select.from_param(p.scale, label="Colours", **wide),
@@ -348,16 +302,11 @@ class AffinityView(pn.viewable.Viewer):
         as_python.js_on_click(args={"code": self._code}, code=copy.format("code.value", ""))
         link = pmui.Button(label="Copy link", variant="outlined", size="small")
         link.js_on_click(code=copy.format("window.location.href", ""))
-        grow = {"flex": "1 1 520px", "min-width": "0"}
-        panels = [
-            pn.Column(figure.pane, caption_, sizing_mode="stretch_width", styles=grow)
-            for figure, caption_ in zip(self.figures, self._captions, strict=True)
-        ]
         left = pn.Column(
             self.photograph.pane, self._numbers, pn.Row(as_python, link), self._code,
             styles={"flex": "0 1 320px", "min-width": "260px"},
         )  # fmt: skip
-        right = pn.FlexBox(*panels, sizing_mode="stretch_width", styles={"flex": "1 1 560px", "min-width": "0"})
+        right = pn.FlexBox(*self._panels, sizing_mode="stretch_width", styles={"flex": "1 1 560px", "min-width": "0"})
         return pn.Column(
             self._messages,
             self._status,
@@ -366,6 +315,9 @@ class AffinityView(pn.viewable.Viewer):
             self._latency,
             sizing_mode="stretch_width",
         )
+
+    def _moved(self, step: tuple[int, int], event: Any) -> None:
+        self.move(*step)
 
     def _uploaded(self, event: param.parameterized.Event) -> None:
         if event.new:
@@ -377,4 +329,8 @@ def _deliverer() -> Callable[..., None]:
     document = pn.state.curdoc
     if document is None or document.session_context is None:
         return lambda function, *args: function(*args)
-    return lambda function, *args: document.add_next_tick_callback(partial(function, *args))
+
+    def later(function: Callable[..., None], *args: Any) -> None:
+        document.add_next_tick_callback(partial(function, *args))
+
+    return later

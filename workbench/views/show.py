@@ -24,7 +24,7 @@ def show(model: str | VisionModel, image: Any, page: str, **state: Any) -> Any:
         raise ValueError(unknown("setting", wrong[0], PAGES[page].param, of=page))
     name = model if isinstance(model, str) else offer(model)
     if image is None or (isinstance(image, str) and image in list_images()):
-        picture = {} if image is None else {"image": image}
+        picture: dict[str, Any] = {} if image is None else {"image": image}
     else:
         picture = {"upload": _png(image if isinstance(image, Image) else load_image(image, size=None))}
     return PAGES[page](model=name, **({"other": NONE} | state), **picture)

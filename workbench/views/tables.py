@@ -69,7 +69,12 @@ def status_line(results: list[xr.Dataset]) -> str:
         )
     if not KERNELS.ready.is_set():
         sentences.append("The compiled CPU kernels are warming up; until then the reference backend draws.")
-    return f"<div role='status' aria-live='polite'>{'<br>'.join(sentences)}</div>"
+    return f"<div role='status' aria-live='polite' style='font-size: 13px'>{'<br>'.join(sentences)}</div>"
+
+
+def caption_html(text: str) -> str:
+    """A figure's caption, small and close to the figure."""
+    return f"<div style='font-size: 11px; line-height: 1.35; opacity: 0.8'>{html.escape(text)}</div>"
 
 
 def latency_table(results: list[xr.Dataset]) -> str:
