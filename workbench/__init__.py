@@ -6,7 +6,7 @@ import kernels
 
 if getattr(kernels, "DISTRIBUTION", None) != "gspn-workbench":
     raise ImportError(
-        f"`kernels` at {getattr(kernels, '__file__', 'an unknown place')} is not the package of that name that comes with "
+        f"`kernels` at {getattr(kernels, '__file__', 'an unknown place')} is not the package that comes with "
         "gspn-workbench: uninstall it, or install gspn-workbench into an environment of its own."
     )
 

@@ -37,6 +37,11 @@ def forward_kernel(
     q, k, v, out, strides, lse, bias, q_start, q_token, q_relative, k_start, k_token, k_relative,
     channels, scale, scratch,
 ):  # fmt: skip
+    """Write out and lse (B, heads, N).
+
+    q, k, v, out: memory of the tensors in one axis; strides (tensor, 3) over image, token and head. bias (heads,
+    entries). q_start ... k_relative: the cells' members, see `cpu.Members`. scratch (threads, rows, 64).
+    """
     for item in numba.prange(lse.shape[0] * lse.shape[1] * (len(q_start) - 1)):
         _forward_cell(
             np.int64(item), q, k, v, out, strides, lse, bias,
@@ -92,6 +97,7 @@ def backward_kernel(
     q, k, v, out, grad, dq, dk, dv, dbias, wanted, strides, lse, bias,
     q_start, q_token, q_relative, k_start, k_token, k_relative, channels, scale, scratch,
 ):  # fmt: skip
+    """Write the gradients that `wanted` (q, k, v, bias) names; dbias (B * cells, heads, entries), a table per item."""
     for item in numba.prange(lse.shape[0] * lse.shape[1] * (len(q_start) - 1)):
         _backward_cell(
             np.int64(item), q, k, v, out, grad, dq, dk, dv, dbias, wanted, strides, lse, bias,
@@ -246,7 +252,7 @@ def _add_bias(bias, q_relative, k_relative, weights):
 
 @_jit
 def _add_to_bias(weights, q_relative, k_relative, bias):
-    """The transpose of `add_bias`: bias[relative of query i - relative of key j] += weights[j, i]."""
+    """The transpose of `_add_bias`: bias[relative of query i - relative of key j] += weights[j, i]."""
     for j in range(len(k_relative)):
         of_key = k_relative[j]
         for i in range(len(q_relative)):
@@ -339,7 +345,11 @@ def _multiply_add(c, a, a_row, a_col, b, rows, lanes, inner, fresh):
                 s2, t2 = multiply_add(a2, x, s2), multiply_add(a2, y, t2)
                 s3, t3 = multiply_add(a3, x, s3), multiply_add(a3, y, t3)
                 at += col
-            store(flat_c, c0, s0), store(flat_c, c0 + _HALF, t0)
-            store(flat_c, c1, s1), store(flat_c, c1 + _HALF, t1)
-            store(flat_c, c2, s2), store(flat_c, c2 + _HALF, t2)
-            store(flat_c, c3, s3), store(flat_c, c3 + _HALF, t3)
+            store(flat_c, c0, s0)
+            store(flat_c, c0 + _HALF, t0)
+            store(flat_c, c1, s1)
+            store(flat_c, c1 + _HALF, t1)
+            store(flat_c, c2, s2)
+            store(flat_c, c2 + _HALF, t2)
+            store(flat_c, c3, s3)
+            store(flat_c, c3 + _HALF, t3)

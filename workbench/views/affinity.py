@@ -13,6 +13,7 @@ import xarray as xr
 from workbench.analysis.affinity import AffinitySpec
 from workbench.analysis.latency import measure
 from workbench.images import list_images
+from workbench.models.base import VisionModel
 from workbench.operators import REDUCTIONS
 from workbench.plots.affinity import caption, colour_range, is_signed
 
@@ -93,7 +94,7 @@ class AffinityView(pn.viewable.Viewer):
         return [""] if name == NONE else [layer.name for layer in shared_model(name).layers()]
 
     def _grid(self) -> Position:
-        return next(layer.grid for layer in shared_model(self.model).layers() if layer.name == self.layer)
+        return _grid_of(self.model, self.layer)
 
     def _set_layers(self, which: str, wanted: str | None = None) -> None:
         """Offer a model's layers; keep the chosen name if it has it, otherwise the last layer of its first stage."""
@@ -230,24 +231,27 @@ class AffinityView(pn.viewable.Viewer):
     # Sharing
 
     def code(self) -> str:
-        """Python that computes the numbers of this page."""
-        request = self.request()
-        image = f'"{request.image}"' if request.upload is None else '"your_picture.png"'
-        lines = ["import workbench as wb", ""]
+        """Python that computes the maps of this page."""
+        request, lines = self.request(), ["import workbench as wb"]
+        picture_ = f'"{request.image}"' if request.upload is None else '"your_picture.png"'
+        call = "row" if request.spec.side == "reads" else "column"
         for name, layer in request.sources:
+            model = shared_model(name)
+            position = same_place(request.position, self._grid(), _grid_of(name, layer))
+            load = f'wb.load_model("{model.name}", weights="{model.weights}", seed={model.seed})'
             lines += [
-                f'model = wb.load_model("{name}", weights="random", seed=0)',
-                f"image = wb.load_image({image}, size=model.input_size)",
+                "",
+                f"model = {load}" if name == model.name else f"model = ...  # your {model.name}",
+                f"image = wb.load_image({picture_}, size=model.input_size)",
                 f'op = wb.operator(model, image, "{layer}")',
+                f'merged = op.{call}({position}, channel={request.spec.channel}, reduce="{request.spec.reduce}")',
+                f'one = op.{call}({position}, group="{self._group_of(model, layer)}", '
+                f'channel={request.spec.channel}, reduce="{request.spec.reduce}")',
             ]
-            call = "row" if request.spec.side == "reads" else "column"
-            r, c = request.position
-            if (name, layer) != request.sources[0]:
-                lines.append(f"position = tuple(int((p + 0.5) * o / g) for p, g, o in zip(({r}, {c}), grid, op.grid))")
-            else:
-                lines.append(f"grid, position = op.grid, ({r}, {c})")
-            lines.append(f'print(op.{call}(position, channel={request.spec.channel}, reduce="{request.spec.reduce}"))')
         return "\n".join(lines) + "\n"
+
+    def _group_of(self, model: VisionModel, layer: str) -> str:
+        return next(found.groups[0] for found in model.layers() if found.name == layer)
 
     def link_state(self) -> dict[str, str]:
         """Parameter -> name in the address of the page."""
@@ -322,6 +326,10 @@ class AffinityView(pn.viewable.Viewer):
     def _uploaded(self, event: param.parameterized.Event) -> None:
         if event.new:
             self.upload = event.new
+
+
+def _grid_of(model: str, layer: str) -> Position:
+    return next(found.grid for found in shared_model(model).layers() if found.name == layer)
 
 
 def _deliverer() -> Callable[..., None]:

@@ -10,7 +10,7 @@ from workbench.images import Image
 
 from .figure import Position
 from .lane import Job
-from .state import operator_at, shared_model
+from .state import operator_at, shared_image, shared_model
 
 #: Pixels of the photograph on screen; models see it at their own size.
 DISPLAY = 384
@@ -55,9 +55,8 @@ def draw(request: Request, job: Job | None = None) -> Drawing:
 
 
 def picture(request: Request, size: int) -> Image:
-    if request.upload is not None:
-        return loadpicture(request.upload, size=size)
-    return sharedpicture(request.image, size)
+    """The request's picture; the same object for the same picture and size."""
+    return shared_image(request.image if request.upload is None else request.upload, size)
 
 
 def same_place(position: Position, grid: Position, other: Position) -> Position:

@@ -58,9 +58,9 @@ def shared_model(name: str) -> VisionModel:
 
 
 @lru_cache(maxsize=32)
-def shared_image(name: str, size: int) -> Image:
-    """A picture that ships with the workbench, at a size."""
-    return load_image(name, size=size)
+def shared_image(source: str | bytes, size: int) -> Image:
+    """A picture by the name it ships under, or an uploaded one by its bytes, at a size."""
+    return load_image(source, size=size)
 
 
 def operator_at(model: VisionModel, image: Image, layer: str) -> Any:
