@@ -16,6 +16,10 @@ Arguments that the kernels share:
 import triton
 import triton.language as tl
 
+from kernels.backends import interpreting
+
+INTERPRETED = tl.constexpr(interpreting())
+
 
 @triton.jit
 def _locate(program, heads, down, across, TILES: tl.constexpr):
@@ -79,6 +83,14 @@ def _write(tokens, at, exists, tile, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
+def _dot(a, b):
+    """Matrix product with a float32 sum, and without TensorFloat-32."""
+    if INTERPRETED:  # the interpreter keeps bfloat16 as integers, and would multiply those
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
 def _strided(row, col, sr, sc):
     """Offset of tokens in q, k and v, from the head's first."""
     return row.to(tl.int64) * sr + col.to(tl.int64) * sc
@@ -94,7 +106,7 @@ def _contiguous(row, col, b, h, H, W, heads, D: tl.constexpr):
 def _logits(q, k, bias, q_exists, k_exists, q_relative, k_relative, scale, HAS_BIAS: tl.constexpr):
     """scale * q k^T + bias, and -inf where the query or the key does not exist: (queries, keys)."""
     both = q_exists[:, None] & k_exists[None, :]
-    logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    logits = _dot(q, tl.trans(k)) * scale
     if HAS_BIAS:
         logits += tl.load(bias + q_relative[:, None] - k_relative[None, :], mask=both, other=0).to(tl.float32)
     return tl.where(both, logits, float("-inf"))
@@ -131,7 +143,7 @@ def forward_kernel(
         weight = tl.exp(logits - base[:, None])
         shrink = tl.exp(largest - base)
         total = total * shrink + tl.sum(weight, 1)
-        mixed = mixed * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision="ieee")
+        mixed = mixed * shrink[:, None] + _dot(weight.to(value.dtype), value)
         largest = grown
     total = tl.where(q_exists, total, 1.0)
     _write(out, _contiguous(row, col, b, h, H, W, heads, D), q_exists, mixed / total[:, None], D, BLOCK_D)
@@ -144,7 +156,7 @@ def _logit_gradient(logits, value, lse, grad, out):
     """Probabilities and the gradient of the logits, both (queries, keys), from a tile of queries and one of keys."""
     weight = tl.exp(logits - lse[:, None])
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
-    dweight = tl.dot(grad, tl.trans(value), input_precision="ieee")
+    dweight = _dot(grad, tl.trans(value))
     return weight, weight * (dweight - delta[:, None])
 
 
@@ -176,7 +188,7 @@ def query_kernel(
         value = _read(v + head, k_at, k_exists, D, BLOCK_D)
         logits = _logits(query, key, bias + h * TABLE_SIZE, q_exists, k_exists, q_relative, k_relative, scale, HAS_BIAS)
         _, dlogits = _logit_gradient(logits, value, total, dout, mixed)
-        dquery += tl.dot(dlogits.to(key.dtype), key, input_precision="ieee")
+        dquery += _dot(dlogits.to(key.dtype), key)
     _write(dq, at, q_exists, dquery * scale, D, BLOCK_D)
 
 
@@ -211,10 +223,10 @@ def key_value_kernel(
         if WANT_K:
             mixed = _read(out, at, q_exists, D, BLOCK_D)
             weight, dlogits = _logit_gradient(logits, value, total, dout, mixed)
-            dkey += tl.dot(tl.trans(dlogits.to(query.dtype)), query, input_precision="ieee")
+            dkey += _dot(tl.trans(dlogits.to(query.dtype)), query)
         else:
             weight = tl.exp(logits - total[:, None])
-        dvalue += tl.dot(tl.trans(weight.to(dout.dtype)), dout, input_precision="ieee")
+        dvalue += _dot(tl.trans(weight.to(dout.dtype)), dout)
     at = _contiguous(k_row, k_col, b, h, H, W, heads, D)
     _write(dv, at, k_exists, dvalue, D, BLOCK_D)
     if WANT_K:

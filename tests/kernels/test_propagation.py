@@ -137,7 +137,7 @@ def test_one_call_for_four_directions_is_four_calls(backend):
 
 
 @backends
-def test_what_is_left_out_or_shared_is_what_it_stands_for(backend):
+def test_what_is_left_out_or_shared_is_what_it_stands_for(backend, agree):
     x, gates, lam = draw(6, 9)
     plain = propagate(x, gates, lam, backend=backend)
     assert torch.equal(propagate(x.expand(4, *x.shape), gates, lam, backend=backend), plain)
@@ -150,7 +150,7 @@ def test_what_is_left_out_or_shared_is_what_it_stands_for(backend):
     shared = propagate(x, shared_gates, shared_lam, backend=backend)
     assert torch.equal(shared, propagate(x, full(shared_gates), full(shared_lam), backend=backend))
     none = propagate(x, gates, backend=backend)
-    assert torch.equal(none, propagate(x, gates, torch.ones_like(lam), backend=backend))
+    agree(none, propagate(x, gates, torch.ones_like(lam), backend=backend).double(), 15)  # rounds at other places
 
 
 @backends
