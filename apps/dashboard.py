@@ -5,13 +5,17 @@ import panel_material_ui as pmui
 
 from workbench.views.affinity import AffinityView
 
-THEME = {"palette": {"primary": {"main": "#00695c"}}}
+#: A green that is readable as text on the page's own background, light and dark.
+THEME = {
+    "light": {"palette": {"primary": {"main": "#00695c"}}},
+    "dark": {"palette": {"primary": {"main": "#26a69a"}}},
+}
 
 
 def dashboard() -> pmui.Page:
     """One session's page; its address keeps the state of the view."""
     pn.extension(notifications=True)
-    view = AffinityView()
+    view = AffinityView.from_address(pn.state.location.query_params if pn.state.location else {})
     if pn.state.location is not None:
         pn.state.location.sync(view, view.link_state())
     return pmui.Page(

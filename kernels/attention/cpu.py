@@ -26,6 +26,15 @@ class Members(NamedTuple):
     relative: np.ndarray
 
 
+class Plan(NamedTuple):
+    """The members of a pattern's cells on one grid, and how many the largest cell has."""
+
+    queries: Members
+    keys: Members
+    most_queries: int
+    most_keys: int
+
+
 def forward(
     settings: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
@@ -33,12 +42,12 @@ def forward(
     batch, height, width, heads, channels = q.shape
     out = torch.empty(q.shape)
     lse = torch.empty(batch, heads, height * width)
-    queries, keys = _members(settings.pattern, (height, width))
+    plan = _plan(settings.pattern, (height, width))
     memory, strides = _tokens(q, k, v, out)
-    scale = np.float32(settings.scale)
-    scratch = _scratch(queries, keys, channels, rows_of_keys=2, rows_of_queries=1, columns=1, weights=1)
+    scratch = _scratch(plan, channels, rows_of_keys=2, rows_of_queries=1, columns=1, weights=1)
+    members, scale = (*plan.queries, *plan.keys), np.float32(settings.scale)
     with CPU_LOCK:
-        forward_kernel(*memory, strides, lse.numpy(), _by_head(bias, heads), *queries, *keys, channels, scale, scratch)
+        forward_kernel(*memory, strides, lse.numpy(), _by_head(bias, heads), *members, channels, scale, scratch)
     return out, (q, k, v, bias, out, lse)
 
 
@@ -48,18 +57,15 @@ def backward(
     """Gradients of q, k, v and the bias; None for those not needed."""
     q, k, v, bias, out, lse = saved
     batch, height, width, heads, channels = q.shape
-    queries, keys = _members(settings.pattern, (height, width))
-    table = _by_head(bias, heads)
+    plan, table = _plan(settings.pattern, (height, width)), _by_head(bias, heads)
     # Cells run at the same time, so each has a bias gradient of its own; they are added in a fixed order at the end.
-    dbias = torch.empty(batch * (len(queries.start) - 1), *table.shape)
+    dbias = torch.empty(batch * (len(plan.queries.start) - 1), *table.shape)
     dq, dk, dv = (torch.empty(q.shape if needed else (0,) * 5) for needed in needs[:3])
     memory, strides = _tokens(q, k, v, out, grad, dq, dk, dv)
-    wanted, scale = np.array(needs), np.float32(settings.scale)
-    scratch = _scratch(queries, keys, channels, rows_of_keys=4, rows_of_queries=3, columns=2, weights=2)
+    scratch = _scratch(plan, channels, rows_of_keys=4, rows_of_queries=3, columns=2, weights=2)
+    wanted, members, scale = np.array(needs), (*plan.queries, *plan.keys), np.float32(settings.scale)
     with CPU_LOCK:
-        backward_kernel(
-            *memory, dbias.numpy(), wanted, strides, lse.numpy(), table, *queries, *keys, channels, scale, scratch
-        )
+        backward_kernel(*memory, dbias.numpy(), wanted, strides, lse.numpy(), table, *members, channels, scale, scratch)
     grads = (dq, dk, dv, dbias.sum(0).view(bias.shape) if needs[3] else None)
     return tuple(g if needed else None for g, needed in zip(grads, needs, strict=True))
 
@@ -74,8 +80,11 @@ def _tokens(*tensors: torch.Tensor) -> tuple[list[np.ndarray], np.ndarray]:
         t = tensor.detach().flatten(1, 2)
         if t.stride(3) != 1:
             t = t.contiguous()
-        extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
-        memory.append(t.as_strided((extent,), (1,)).numpy())
+        if t.is_contiguous():
+            memory.append(t.view(-1).numpy())
+        else:
+            extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+            memory.append(t.as_strided((extent,), (1,)).numpy())
         strides.append(t.stride()[:3])
     return memory, np.array(strides)
 
@@ -86,25 +95,24 @@ def _by_head(bias: torch.Tensor | None, heads: int) -> np.ndarray:
 
 
 def _scratch(
-    queries: Members, keys: Members, channels: int, rows_of_keys: int, rows_of_queries: int, columns: int, weights: int
+    plan: Plan, channels: int, rows_of_keys: int, rows_of_queries: int, columns: int, weights: int
 ) -> np.ndarray:
     """Memory for the tables of a cell in every thread, given how many there are of each kind, and for two lane sums."""
-    most_keys = math.ceil(np.diff(keys.start).max() / 4) * 4
-    most_queries = min(LANES, math.ceil(np.diff(queries.start).max() / 4) * 4)
-    rows = math.ceil(channels / LANES) * (rows_of_keys * most_keys + rows_of_queries * most_queries)
-    rows += columns * math.ceil(channels / 4) * 4 + weights * most_keys + 2
+    keys, queries = math.ceil(plan.most_keys / 4) * 4, min(LANES, math.ceil(plan.most_queries / 4) * 4)
+    rows = math.ceil(channels / LANES) * (rows_of_keys * keys + rows_of_queries * queries)
+    rows += columns * math.ceil(channels / 4) * 4 + weights * keys + 2
     return torch.empty(numba.get_num_threads(), rows, LANES).numpy()
 
 
 @lru_cache(maxsize=64)
-def _members(pattern: Pattern, grid: tuple[int, int]) -> tuple[Members, Members]:
-    """The queries and the keys of every cell of a pattern."""
+def _plan(pattern: Pattern, grid: tuple[int, int]) -> Plan:
     rows, cols = pattern.rows.cells(grid[0]), pattern.cols.cells(grid[1])
     width = 2 * pattern.cols.kernel - 1
     centre = (pattern.rows.kernel - 1) * width + pattern.cols.kernel - 1
     queries = _cross(_query_slots(rows), _query_slots(cols), grid, width)
     keys = _cross(_key_slots(rows), _key_slots(cols), grid, width)
-    return queries._replace(relative=queries.relative + np.uint32(centre)), keys
+    most_queries, most_keys = (int(np.diff(members.start).max()) for members in (queries, keys))
+    return Plan(queries._replace(relative=queries.relative + np.uint32(centre)), keys, most_queries, most_keys)
 
 
 def _query_slots(cells: Cells) -> tuple[np.ndarray, np.ndarray]:

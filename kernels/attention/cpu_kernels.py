@@ -276,16 +276,14 @@ def _softmax(weights, keys, lanes, lse):
     for j in range(keys):
         for i in range(lanes):
             weights[j, i] *= total[i]
-    weights[keys:] = 0
 
 
 @_jit
 def _probabilities(weights, keys, lanes, lse):
-    """exp(weights - lse of the column) in place: the softmax again, from its saved logsumexp; pad rows become 0."""
+    """exp(weights - lse of the column) in place: the softmax again, from its saved logsumexp."""
     for j in range(keys):
         for i in range(lanes):
             weights[j, i] = exp32(weights[j, i] - lse[i])
-    weights[keys:] = 0
 
 
 @_jit
@@ -298,7 +296,7 @@ def _softmax_gradient(weights, dweights, delta, lanes):
 
 @_jit
 def _products(rows, columns, lanes, weights):
-    """weights[j, i] = rows[j] . columns[:, i], the sum over channels."""
+    """weights[j, i] = rows[j] . columns[:, i], the sum over channels; 0 for the padding of either."""
     height, depth, lanes = len(weights), len(columns), _round_up(lanes, GROUP)
     for first in range(0, depth, LANES):
         part = rows[first // LANES * height :]

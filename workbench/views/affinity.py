@@ -31,17 +31,17 @@ ALL_CHANNELS = -1
 class AffinityView(pn.viewable.Viewer):
     """The page's state and its parts: `controls`, `body`, or both together when shown in a notebook cell."""
 
-    image: Any = param.Selector(default="coffee", objects=["coffee"], doc="the picture")
-    upload = param.Bytes(default=None, doc="the bytes of an uploaded picture; None shows `image`")
-    model: Any = param.Selector(default="gspn_nano", objects=["gspn_nano"], doc="the first model")
-    layer: Any = param.Selector(default="", objects=[""], doc="its layer")
-    other: Any = param.Selector(default="swin_nano", objects=["swin_nano"], doc="the model beside it, or none")
-    other_layer: Any = param.Selector(default="", objects=[""], doc="the other model's layer")
-    row = param.Integer(default=0, bounds=(0, None), doc="row of the query on the first model's grid")
-    col = param.Integer(default=0, bounds=(0, None), doc="column of the query on the first model's grid")
+    image: Any = param.Selector(default="coffee", objects=["coffee"])
+    upload = param.Bytes(default=None)
+    model: Any = param.Selector(default="gspn_nano", objects=["gspn_nano"])
+    layer: Any = param.Selector(default="", objects=[""])
+    other: Any = param.Selector(default="swin_nano", objects=["swin_nano"])
+    other_layer: Any = param.Selector(default="", objects=[""])
+    row = param.Integer(default=0, bounds=(0, None))
+    col = param.Integer(default=0, bounds=(0, None))
     side: Any = param.Selector(default="reads", objects={"what it reads": "reads", "where it is heard": "heard"})
     reduce: Any = param.Selector(default="mean_abs", objects={words: name for name, (words, _) in REDUCTIONS.items()})
-    channel = param.Integer(default=ALL_CHANNELS, bounds=(ALL_CHANNELS, None), doc="-1 combines all channels")
+    channel = param.Integer(default=ALL_CHANNELS, bounds=(ALL_CHANNELS, None))
     scale: Any = param.Selector(default="log", objects={"logarithmic": "log", "linear": "linear"})
     opacity = param.Number(default=0.85, bounds=(0, 1), step=0.05)
 
@@ -253,7 +253,19 @@ class AffinityView(pn.viewable.Viewer):
     def _group_of(self, model: VisionModel, layer: str) -> str:
         return next(found.groups[0] for found in model.layers() if found.name == layer)
 
-    def link_state(self) -> dict[str, str]:
+    @classmethod
+    def from_address(cls, query: dict[str, Any]) -> "AffinityView":
+        """The page that a link describes; a part of it that does not exist is left out and named on the page."""
+        known = {name: value for name, value in query.items() if name in cls.link_state()}
+        try:
+            return cls(**known)
+        except (ValueError, TypeError) as error:
+            view = cls()
+            view._fail(ValueError(f"The link could not be followed, the page shows its defaults: {error}"))
+            return view
+
+    @staticmethod
+    def link_state() -> dict[str, str]:
         """Parameter -> name in the address of the page."""
         names = ("image", "model", "layer", "other", "other_layer", "row", "col", "side", "reduce", "channel", "scale")
         return {name: name for name in names}

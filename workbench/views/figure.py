@@ -11,6 +11,7 @@ import holoviews as hv
 import numpy as np
 import panel as pn
 import xarray as xr
+from bokeh.events import Tap
 from bokeh.models import ColumnDataSource, CustomJS
 
 from workbench.plots.affinity import Mosaic, affinity_mosaic, photograph_figure, shares, title
@@ -27,28 +28,31 @@ class _Patched:
         )
         self._key: Any = None
         self._on_tap = on_tap
-        self._drawn: list[dict[str, dict[str, Any]]] = []
+        self._drawn: dict[str, dict[str, dict[str, Any]]] = {}  # figure id -> part -> HoloViews handles
 
     def _rebuild(self, key: Any, figure: hv.Overlay, parts: dict[str, int]) -> None:
         """Show a new figure; `parts` names its elements whose handles later patches need."""
-        self._key, self._drawn = key, []
+        self._key, self._drawn = key, {}
         elements = list(figure)
         for name, index in parts.items():
             elements[index].opts(hooks=[self._remember(name)])
-        tap = hv.streams.Tap(source=elements[0])
-        tap.add_subscriber(lambda x, y: None if x is None else self._on_tap(x, y))
+        if not pn.state.served:  # in a notebook Bokeh's own events do not reach Python
+            tap = hv.streams.Tap(source=elements[0])
+            tap.add_subscriber(lambda x, y: None if x is None else self._on_tap(x, y))
         self.pane.object = figure
 
     def _remember(self, name: str) -> Callable[[Any, Any], None]:
         def hook(plot: Any, element: Any) -> None:
-            if name == "photo":
-                self._drawn.append({})
-            self._drawn[-1][name] = plot.handles
+            figure = plot.state
+            if figure.id not in self._drawn:  # a hook runs again when HoloViews refreshes the same figure
+                self._drawn[figure.id] = {}
+                figure.on_event(Tap, lambda event: self._on_tap(event.x, event.y))
+            self._drawn[figure.id][name] = plot.handles
 
         return hook
 
     def _patch(self, name: str, data: dict[str, Any]) -> None:
-        for handles in self._drawn:
+        for handles in self._drawn.values():
             handles[name]["source"].data.update(data)
 
     def _push(self) -> None:
@@ -89,14 +93,14 @@ class MosaicFigure(_Patched):
         array = mosaic.fill(shares(result))
         self._patch("heat", {"image": [np.flipud(array)]})
         self._patch("boxes", boxes_data(mosaic.boxes(result.attrs["position"])))
-        for handles in self._drawn:
+        for handles in self._drawn.values():
             mapper, glyph = handles["heat"]["color_mapper"], handles["heat"]["glyph"]
             mapper.update(low=limits[0], high=limits[1])
             glyph.global_alpha = opacity
         self._push()
 
     def set_opacity(self, opacity: float) -> None:
-        for handles in self._drawn:
+        for handles in self._drawn.values():
             handles["heat"]["glyph"].global_alpha = opacity
         self._push()
 
