@@ -39,7 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """A browser test without a browser fails: `make test` brings one, so its absence is an error and no choice."""
     if item.get_closest_marker("browser") and find_chromium() is None:
         pytest.fail(
-            f"Browser tests need a Chromium, and there is none on PATH ({', '.join(BROWSERS)}) nor one of Playwright's: "
+            f"Browser tests need a Chromium; there is none on PATH ({', '.join(BROWSERS)}) and Playwright has none: "
             "run `tools/ensure_chromium.sh .venv/bin/python`.",
             pytrace=False,
         )

@@ -40,8 +40,8 @@ def forward(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """Output (B, H, W, heads, d), and what `backward` needs."""
     batch, height, width, heads, channels = q.shape
-    out = torch.empty(q.shape)
-    lse = torch.empty(batch, heads, height * width)
+    out = q.new_empty(q.shape)
+    lse = q.new_empty(batch, heads, height * width)
     plan = _plan(settings.pattern, (height, width))
     memory, strides = _tokens(q, k, v, out)
     scratch = _scratch(plan, channels, rows_of_keys=2, rows_of_queries=1, columns=1, weights=1)
@@ -59,8 +59,8 @@ def backward(
     batch, height, width, heads, channels = q.shape
     plan, table = _plan(settings.pattern, (height, width)), _by_head(bias, heads)
     # Cells run at the same time, so each has a bias gradient of its own; they are added in a fixed order at the end.
-    dbias = torch.empty(batch * (len(plan.queries.start) - 1), *table.shape)
-    dq, dk, dv = (torch.empty(q.shape if needed else (0,) * 5) for needed in needs[:3])
+    dbias = q.new_empty(batch * (len(plan.queries.start) - 1), *table.shape)
+    dq, dk, dv = (q.new_empty(q.shape if needed else (0,) * 5) for needed in needs[:3])
     memory, strides = _tokens(q, k, v, out, grad, dq, dk, dv)
     scratch = _scratch(plan, channels, rows_of_keys=4, rows_of_queries=3, columns=2, weights=2)
     wanted, members, scale = np.array(needs), (*plan.queries, *plan.keys), np.float32(settings.scale)
@@ -101,7 +101,7 @@ def _scratch(
     keys, queries = math.ceil(plan.most_keys / 4) * 4, min(LANES, math.ceil(plan.most_queries / 4) * 4)
     rows = math.ceil(channels / LANES) * (rows_of_keys * keys + rows_of_queries * queries)
     rows += columns * math.ceil(channels / 4) * 4 + weights * keys + 2
-    return torch.empty(numba.get_num_threads(), rows, LANES).numpy()
+    return torch.empty(numba.get_num_threads(), rows, LANES, dtype=torch.float32, device="cpu").numpy()
 
 
 @lru_cache(maxsize=64)

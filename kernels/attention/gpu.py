@@ -35,8 +35,8 @@ def forward(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """Output (B, H, W, heads, d), and what `backward` needs."""
     batch, height, width, heads, _ = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(batch, heads, height, width, device=q.device)
+    out = q.new_empty(q.shape)
+    lse = q.new_empty(batch, heads, height, width, dtype=torch.float32)
     call = _prepare(settings, q, k, v, bias)
     _launch(forward_kernel, call, call.items * _tiles(call, "Q") * heads, out, lse)
     return out, (q, k, v, bias, out, lse)
@@ -51,7 +51,7 @@ def backward(
     call = _prepare(settings, q, k, v, bias)
     known = (out, lse, grad.contiguous())
     written = (needs[0], needs[1], needs[1] or needs[2])
-    dq, dk, dv = (torch.empty(q.shape if w else 0, dtype=q.dtype, device=q.device) for w in written)
+    dq, dk, dv = (q.new_empty(q.shape if w else 0) for w in written)
     if needs[0]:
         _launch(query_kernel, call, call.items * _tiles(call, "Q") * heads, *known, dq)
     if needs[1] or needs[2]:
@@ -68,7 +68,7 @@ def _bias_gradient(
     groups = max(1, min(call.items, MOST_GROUPS, PARTIAL_BYTES // (4 * heads * queries * keys)))
     share = triton.cdiv(call.items, groups)
     groups = triton.cdiv(call.items, share)
-    partial = torch.empty(groups, heads, queries, keys, device=out.device)
+    partial = lse.new_empty(groups, heads, queries, keys)
     programs = groups * _tiles(call, "Q") * _tiles(call, "K") * heads
     _launch(bias_kernel, call, programs, out, lse, grad, partial, last=(call.items, share))
     kh, kw = pattern.rows.kernel, pattern.cols.kernel

@@ -64,7 +64,7 @@ def test_the_reference_runs_on_everything(device, dtype):
 @pytest.mark.parametrize(("backend", "module"), [("cpu", "numba"), ("triton", "triton")])
 def test_a_backend_that_is_not_installed_says_what_to_install(backend, module, without):
     without(module)
-    with pytest.raises(BackendUnavailable, match=f"needs {module}, which is not installed: run `pip install {module}`."):
+    with pytest.raises(BackendUnavailable, match=f"needs {module}, .* not installed: run `pip install {module}`."):
         choose(backend, tensor("cuda"))
 
 
@@ -79,9 +79,9 @@ def test_cpu_never_falls_back(device, dtype):
 
 def test_triton_never_falls_back(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(BackendUnavailable, match="needs a GPU tensor; got one on cpu"):
+    with pytest.raises(BackendUnavailable, match=r"needs a GPU tensor; got one on cpu"):
         choose("triton", tensor("cpu"))
-    with pytest.raises(BackendUnavailable, match="takes float32, float16 or bfloat16; got torch.float64"):
+    with pytest.raises(BackendUnavailable, match=r"takes float32, float16 or bfloat16; got torch.float64"):
         choose("triton", tensor("cuda", torch.float64))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(BackendUnavailable, match="needs a GPU tensor; got one on meta"):
@@ -127,7 +127,8 @@ def test_an_engine_gets_its_settings_and_is_asked_only_for_the_gradients_that_ar
 
 def test_an_engine_has_first_derivatives_only():
     a = torch.randn(3, requires_grad=True)
-    (gradient,) = torch.autograd.grad(run(Doubling(), 2.0, a, a), a, torch.ones(3, requires_grad=True), create_graph=True)
+    weight = torch.ones(3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(run(Doubling(), 2.0, a, a), a, weight, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 

@@ -21,7 +21,7 @@ from .figure import MosaicFigure, PhotographFigure, Position
 from .lane import LANE, Job
 from .request import Drawing, Request, draw, picture, same_place
 from .state import KERNELS, model_names, shared_model
-from .tables import NOT_MEASURED, caption_html, latency_table, numbers_table, status_line
+from .tables import NOT_MEASURED, WARMING, caption_html, latency_table, numbers_table, status_line
 
 NONE = "none"
 UPLOAD = "uploaded picture"
@@ -59,6 +59,7 @@ class AffinityView(pn.viewable.Viewer):
         self._messages = pmui.Alert("", severity="error", visible=False, sizing_mode="stretch_width")
         self._status = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))
         self._numbers = pn.pane.HTML("", sizing_mode="stretch_width")
+        self._warming = pn.pane.HTML(WARMING, sizing_mode="stretch_width")
         self._captions = tuple(
             pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 10, 4, 10)) for _ in self.figures
         )
@@ -82,6 +83,7 @@ class AffinityView(pn.viewable.Viewer):
         self.param.watch(lambda *_: self._redraw(), ["scale"])
         self.param.watch(lambda *_: self._set_opacity(), ["opacity"])
         KERNELS.start()
+        KERNELS.when_ready(partial(_deliverer(), self._warmed))
         self._first_picture()
 
     def __panel__(self) -> pn.viewable.Viewable:
@@ -161,6 +163,12 @@ class AffinityView(pn.viewable.Viewer):
         deliver = _deliverer()
         failed = partial(deliver, self._fail)
         LANE.submit((id(self), owner), Job(run, partial(deliver, show), failed))
+
+    def _warmed(self) -> None:
+        """Draw again with the compiled kernels, and say no more that they are missing."""
+        self._warming.object = ""
+        if self._drawing is not None and any(r.attrs["backend"] == "reference" for r in self._drawing.results):
+            self.refresh()
 
     def _first_picture(self) -> None:
         """The page opens on a finished picture, so the first one is computed before the page is sent."""
@@ -313,13 +321,13 @@ class AffinityView(pn.viewable.Viewer):
     def _make_body(self) -> pn.Column:
         measure_button = pmui.Button(label="Measure on this machine now", variant="outlined", size="small")
         measure_button.on_click(self.measure_now)
-        copy = "navigator.clipboard.writeText({}).then(() => {{ {} }})"
+        copy = "navigator.clipboard.writeText({})"
         as_python = pmui.Button(label="Copy as Python", variant="outlined", size="small")
-        as_python.js_on_click(args={"code": self._code}, code=copy.format("code.value", ""))
+        as_python.js_on_click(args={"code": self._code}, code=copy.format("code.data.value"))
         link = pmui.Button(label="Copy link", variant="outlined", size="small")
-        link.js_on_click(code=copy.format("window.location.href", ""))
+        link.js_on_click(code=copy.format("window.location.href"))
         left = pn.Column(
-            self.photograph.pane, self._numbers, pn.Row(as_python, link), self._code,
+            self.photograph.pane, self._numbers, self._warming, pn.Row(as_python, link), self._code,
             styles={"flex": "0 1 320px", "min-width": "260px"},
         )  # fmt: skip
         right = pn.FlexBox(*self._panels, sizing_mode="stretch_width", styles={"flex": "1 1 560px", "min-width": "0"})

@@ -78,10 +78,19 @@ class Kernels:
         self.ready = threading.Event()
         self._started = threading.Lock()
         self._begun = False
+        self._waiting: list[Callable[[], None]] = []
 
     @property
     def backend(self) -> str:
         return "auto" if self.ready.is_set() else "reference"
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """Call once the kernels are compiled, from another thread; at once if they are."""
+        with self._started:
+            if not self.ready.is_set():
+                self._waiting.append(call)
+                return
+        call()
 
     def start(self) -> None:
         """Compile in a process of its own (which fills numba's cache), then load the compiled code here."""
@@ -96,7 +105,11 @@ class Kernels:
 
         subprocess.run([sys.executable, "-m", "kernels.warm"], check=False, capture_output=True)
         warm()
-        self.ready.set()
+        with self._started:
+            self.ready.set()
+            waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
 
 
 #: The kernels of this process.

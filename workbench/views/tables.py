@@ -7,8 +7,11 @@ import xarray as xr
 
 from workbench.analysis.affinity import RADII
 from workbench.analysis.latency import PARTS
-from workbench.views.state import KERNELS
 
+WARMING = (
+    "<p role='status' style='font-size: 12px; margin: 0'>The CPU kernels are being compiled; until they are, the "
+    "slower reference backend draws the same pictures.</p>"
+)
 NOT_MEASURED = "<p>Not measured yet: nothing is timed before you ask.</p>"
 
 
@@ -67,8 +70,6 @@ def status_line(results: list[xr.Dataset]) -> str:
             f"<b>{html.escape(r.attrs['model'])}</b> {html.escape(r.attrs['layer'])}: cell (row {row}, column {col}) "
             f"{verb} {_cells(r)} cells; {_percent(merged['share'].sel(radius=3))} of the mass lies within 3 cells."
         )
-    if not KERNELS.ready.is_set():
-        sentences.append("The compiled CPU kernels are warming up; until then the reference backend draws.")
     return f"<div role='status' aria-live='polite' style='font-size: 13px'>{'<br>'.join(sentences)}</div>"
 
 

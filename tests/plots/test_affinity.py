@@ -1,0 +1,260 @@
+"""The affinity figure: where its panels lie, what is in them, their one colour range, and what the caption admits."""
+
+import holoviews as hv
+import numpy as np
+import pytest
+import xarray as xr
+
+from workbench.analysis.affinity import SIDES, AffinitySpec, affinity
+from workbench.operators import REDUCTIONS
+from workbench.plots.affinity import (
+    DECADES,
+    Mosaic,
+    affinity_mosaic,
+    caption,
+    colour_range,
+    is_signed,
+    photograph_figure,
+    photographs,
+    shares,
+    title,
+)
+
+SEED = 7
+MOSAICS = [
+    Mosaic(grid, groups)
+    for grid in ((1, 1), (4, 4), (5, 9), (9, 5), (3, 64), (32, 32))
+    for groups in (1, 2, 3, 4, 6, 24)
+]
+mosaics = pytest.mark.parametrize("mosaic", MOSAICS, ids=str)
+
+GSPN = {
+    "model": "gspn_nano", "layer": "stage1.block2", "kind": "propagation", "weights": "random", "seed": 3,
+    "size": (64, 96), "backend": "cpu", "dtype": "float32", "device": "cpu", "merge": "aligned", "chunk": None,
+}  # fmt: skip
+SWIN = {key: value for key, value in GSPN.items() if key not in ("merge", "chunk")}
+SWIN |= {"model": "swin_nano", "kind": "attention", "pattern": "swin 8x8"}
+
+
+class FakeOperator:
+    """An operator whose pictures are given: the merged map and the groups'."""
+
+    def __init__(self, maps, info):
+        self.maps, self.info = maps, info
+        self.groups = tuple(f"group_{i}" for i in range(len(maps) - 1))
+
+    def rows(self, position, channel, reduce):
+        merged, *groups = self.maps
+        return xr.DataArray(merged, dims=("row", "col")), xr.DataArray(np.stack(groups), dims=("group", "row", "col"))
+
+    columns = rows
+
+
+def result_of(*maps, info=None, **spec):
+    spec = AffinitySpec(**{"position": (0, 0), **spec})
+    return affinity(FakeOperator([np.asarray(m, np.float32) for m in maps], GSPN | (info or {})), spec)
+
+
+def random_maps(mosaic):
+    return list(np.random.default_rng(SEED).random((mosaic.groups + 1, *mosaic.grid), np.float32) + 0.5)
+
+
+def covered(mosaic):
+    """How many panels lie on each cell of the array."""
+    count = np.zeros(mosaic.shape, int)
+    for row, col, scale in mosaic.places():
+        count[row : row + scale * mosaic.grid[0], col : col + scale * mosaic.grid[1]] += 1
+    return count
+
+
+@mosaics
+def test_panels_lie_inside_the_array_and_do_not_overlap(mosaic):
+    places, count = mosaic.places(), covered(mosaic)
+    assert len(places) == mosaic.groups + 1
+    assert count.max() == 1
+    assert count.sum() == sum(scale**2 for _, _, scale in places) * mosaic.grid[0] * mosaic.grid[1]
+    assert [scale for _, _, scale in places[1:]] == [1] * mosaic.groups
+    assert places[0][2] ** 2 >= mosaic.groups
+
+
+@mosaics
+def test_the_position_under_the_pointer_is_the_one_whose_box_it_is_in(mosaic):
+    for position in np.ndindex(*mosaic.grid):
+        boxes = mosaic.boxes(position)
+        assert len(boxes) == mosaic.groups + 1
+        for left, bottom, right, top in boxes:
+            assert mosaic.position_at((left + right) / 2, (bottom + top) / 2) == position
+            assert mosaic.position_at(left + 1e-6, top - 1e-6) == position
+            assert mosaic.position_at(right - 1e-6, bottom + 1e-6) == position
+
+
+@mosaics
+def test_no_position_is_under_the_pointer_between_the_panels_and_beside_them(mosaic):
+    rows, cols = mosaic.shape
+    for r, c in np.argwhere(covered(mosaic) == 0):
+        assert mosaic.position_at(c + 0.5, -(r + 0.5)) is None
+    assert mosaic.groups == 0 or (covered(mosaic) == 0).any()
+    for x, y in ((-0.5, -0.5), (0.5, 0.5), (cols + 0.5, -0.5), (0.5, -rows - 0.5)):
+        assert mosaic.position_at(x, y) is None
+
+
+@mosaics
+def test_every_map_is_where_its_panel_is_and_nothing_is_between(mosaic):
+    maps = random_maps(mosaic)
+    array = mosaic.fill(maps)
+    assert array.shape == mosaic.shape
+    assert np.array_equal(np.isnan(array), covered(mosaic) == 0)
+    for values, boxes in zip(maps, zip(*(mosaic.boxes(p) for p in np.ndindex(*mosaic.grid)), strict=True), strict=True):
+        for value, (left, bottom, right, top) in zip(values.ravel(), boxes, strict=True):
+            assert (array[-top:-bottom, left:right] == value).all()
+
+
+def test_a_map_for_each_panel_and_no_other_is_wanted():
+    mosaic = Mosaic((4, 4), 3)
+    for maps in (random_maps(mosaic)[:-1], [*random_maps(mosaic), np.zeros((4, 4))]):
+        with pytest.raises(ValueError, match="zip"):
+            mosaic.fill(maps)
+
+
+def test_shares_are_of_the_merged_mass_and_nothing_is_drawn_where_nothing_is_read():
+    merged, left, right = shares(result_of([[4, -1], [0, 3]], [[2, 0], [0, 8]], [[0, 0], [0, 0]]))
+    np.testing.assert_allclose(merged, [[0.5, -0.125], [np.nan, 0.375]])
+    np.testing.assert_allclose(left, [[0.25, np.nan], [np.nan, 1]])
+    assert np.isnan(right).all()
+
+
+def test_one_colour_range_holds_for_every_panel_of_every_result():
+    low = result_of([[0.5, 0.5]], [[0.5, 0.25]])
+    high = result_of([[0.1, 0.9]], [[0.0, 1.2]])  # a group may hold more than the merged map
+    assert colour_range([low], "log") == pytest.approx((0.5 / 10**DECADES, 0.5))
+    for both in ([low, high], [high, low]):
+        assert colour_range(both, "log") == pytest.approx((1.2 / 10**DECADES, 1.2))
+    assert colour_range([low, high], "linear")[1] > colour_range([low], "linear")[1]
+
+
+def test_the_top_of_a_linear_range_is_not_the_querys_own_cell():
+    merged = np.ones((20, 20))
+    merged[0, 0] = 1601  # of a mass of 2000
+    low, top = colour_range([result_of(merged, np.ones((20, 20)))], "linear")
+    assert low == 0
+    assert top == pytest.approx(1 / 2000)
+
+
+def test_a_linear_range_is_symmetric_if_any_result_has_signs():
+    plain, signed = result_of([[1, 3]], [[1, 0]]), result_of([[1, 3]], [[1, -1]])
+    assert not is_signed(plain)
+    assert is_signed(signed)
+    low, top = colour_range([plain, signed], "linear")
+    assert low == -top < 0
+    assert colour_range([plain], "linear")[0] == 0
+
+
+def test_maps_without_mass_or_without_finite_values_still_have_a_range():
+    for value in (0, np.nan):
+        empty = np.full((2, 2), value)
+        for scale in ("log", "linear"):
+            assert colour_range([result_of(empty, empty)], scale) == (1e-4, 1.0)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("scale", ["log", "linear"])
+def test_the_caption_prints_normalisation_sign_rule_aggregation_backend_and_device(scale, side):
+    result = result_of([[1, 3]], [[1, 2]], side=side, reduce="rms", info={"backend": "triton", "device": "cuda:0"})
+    text = caption(result, scale, signed=False)
+    for words in (
+        SIDES[side],
+        REDUCTIONS["rms"][0],
+        "share of the merged mass",
+        "magnitudes",
+        "triton backend",
+        "cuda:0",
+    ):
+        assert words in text
+    assert ("linear colours, top at the 99.5th percentile" in text) == (scale == "linear")
+    assert (f"log colours over {DECADES} decades" in text) == (scale == "log")
+    assert "float32" in text
+    assert "nothing drawn where exactly 0" in text
+
+
+@pytest.mark.parametrize(
+    ("reduce", "signed", "words"),
+    [("mean", True, "signed"), ("mean", False, "non-negative"), ("mean_abs", False, "magnitudes")],
+)
+def test_the_caption_names_the_sign_rule(reduce, signed, words):
+    text = caption(result_of([[1, 3]], [[1, 2]], reduce=reduce), "linear", signed)
+    assert [rule for rule in ("signed", "non-negative", "magnitudes") if f", {rule};" in text] == [words]
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ({}, "merge aligned, global;"),
+        ({"merge": "released", "chunk": 2}, "merge released, chunks of 2 lines;"),
+    ],
+)
+def test_the_caption_of_a_gspn_layer_says_which_merge_and_which_chunks_are_drawn(info, words):
+    assert words in caption(result_of([[1, 3]], [[1, 2]], info=info), "log", False)
+
+
+def test_the_caption_of_an_attention_layer_names_heads_and_the_pattern():
+    spec = AffinitySpec((0, 0), reduce="mean")
+    text = caption(affinity(FakeOperator([np.ones((2, 2))] * 3, SWIN), spec), "log", False)
+    assert "mean over heads" in text
+    assert "swin 8x8;" in text
+    assert "merge" not in text.replace("merged mass", "")
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [({}, "random weights, seed 3"), ({"weights": "trained", "seed": None}, "weights trained")],
+)
+def test_the_title_names_model_layer_grid_size_and_weights(info, words):
+    text = title(result_of([[1, 3]], [[1, 2]], info=info))
+    for part in ("gspn_nano", "stage1.block2", "1 x 2 positions", "64 x 96 pixels", words):
+        assert part in text
+
+
+@pytest.fixture
+def drawn():
+    """A result of a 3 x 4 grid with four groups, its range and its figure."""
+    mosaic = Mosaic((3, 4), 4)
+    result = result_of(*random_maps(mosaic), position=(1, 2))
+    limits = colour_range([result], "log")
+    photograph = np.random.default_rng(SEED).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    return mosaic, result, limits, photograph, affinity_mosaic(result, photograph, limits, "log", 0.5)
+
+
+def test_the_figure_draws_the_shares_in_the_one_range_with_the_query_in_every_panel(drawn):
+    mosaic, result, limits, _, figure = drawn
+    photo, heat, boxes, names = figure
+    values = np.flipud(heat.dimension_values("share", flat=False))  # HoloViews gives the lowest row first
+    np.testing.assert_array_equal(values, mosaic.fill(shares(result)))
+    assert heat.bounds.lbrt() == photo.bounds.lbrt() == (0, -mosaic.shape[0], mosaic.shape[1], 0)
+    options = hv.Store.lookup_options("bokeh", heat, "plot").kwargs
+    assert tuple(options["clim"]) == limits
+    assert hv.Store.lookup_options("bokeh", heat, "style").kwargs["alpha"] == 0.5
+    assert [tuple(box) for box in boxes.array()] == mosaic.boxes((1, 2))
+    assert list(names.dimension_values("text")) == ["merged", "group 0", "group 1", "group 2", "group 3"]
+
+
+def test_the_photograph_lies_under_every_panel_and_nowhere_else(drawn):
+    mosaic, _, _, photograph, _ = drawn
+    canvas = photographs(mosaic, photograph).rgb
+    layers = [np.flipud(canvas.dimension_values(i, flat=False)) for i in range(2, 6)]
+    zoom = layers[3].shape[0] // mosaic.shape[0]
+    opaque = np.repeat(np.repeat(covered(mosaic) > 0, zoom, 0), zoom, 1)
+    np.testing.assert_array_equal(layers[3] > 0, opaque)
+    for row, col, scale in mosaic.places():
+        corner = [layer[row * zoom, col * zoom] for layer in layers[:3]]
+        assert corner == list(photograph[0, 0])
+        bottom, right = (row + scale * 3) * zoom - 1, (col + scale * 4) * zoom - 1
+        step = 48 // (scale * 3 * zoom) if scale * 3 * zoom < 48 else 1
+        assert [layer[bottom, right] for layer in layers[:3]] == list(photograph[-step, -step])
+
+
+def test_the_photograph_figure_outlines_the_query_and_no_pointer_yet():
+    photograph = np.zeros((48, 64, 3), np.uint8)
+    photo, box, pointer = photograph_figure(photograph, (3, 4), (2, 1))
+    assert photo.bounds.lbrt() == (0, -3, 4, 0)
+    assert [tuple(row) for row in box.array()] == [(1, -3, 2, -2)]
+    assert len(pointer) == 0

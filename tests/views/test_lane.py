@@ -1,0 +1,178 @@
+"""The lane: one job at a time, the newest request of each owner, and nothing from what was cancelled or failed."""
+
+import threading
+
+import pytest
+
+from workbench.views.lane import Job, Lane
+
+PATIENCE = 30  # seconds until a test that waits for what never happens fails
+
+
+class Journal:
+    """What happened, in order; jobs that hold the lane until they are let go."""
+
+    def __init__(self, lane):
+        self.lane, self.events, self._changed = lane, [], threading.Condition()
+
+    def note(self, *event):
+        with self._changed:
+            self.events.append(event)
+            self._changed.notify_all()
+
+    def wait_for(self, *event):
+        with self._changed:
+            assert self._changed.wait_for(lambda: event in self.events, PATIENCE), f"{event} not in {self.events}"
+
+    def submit(self, owner, name, run=None):
+        """Queue a job that notes when it runs and what it delivers."""
+
+        def work(job):
+            self.note("run", name)
+            return name if run is None else run(job)
+
+        job = Job(work, lambda result: self.note("done", result), lambda error: self.note("failed", str(error)))
+        self.lane.submit(owner, job)
+        return job
+
+    def hold(self, owner="holder", name="hold"):
+        """Submit a job that keeps the lane until the returned event is set, and wait until it runs."""
+        release = threading.Event()
+
+        def run(job):
+            assert release.wait(PATIENCE)
+            return name
+
+        job = self.submit(owner, name, run)
+        self.wait_for("run", name)
+        return release, job
+
+    def settle(self):
+        """Wait until everything submitted so far is through."""
+        self.submit("settle", "settled")
+        self.wait_for("done", "settled")
+        return [event for event in self.events if "settled" not in event]
+
+
+@pytest.fixture
+def journal():
+    return Journal(Lane())
+
+
+def test_a_job_delivers_its_result(journal):
+    journal.submit("a", "first")
+    assert journal.settle() == [("run", "first"), ("done", "first")]
+
+
+def test_jobs_of_different_owners_run_in_the_order_of_their_requests_and_never_two_at_once(journal):
+    release, _ = journal.hold()
+    for owner in "abcd":
+        journal.submit(owner, owner)
+    release.set()
+    expected = [("run", "hold"), ("done", "hold")]
+    expected += [event for owner in "abcd" for event in (("run", owner), ("done", owner))]
+    assert journal.settle() == expected
+
+
+def test_all_jobs_run_in_one_thread_which_is_not_the_callers(journal):
+    threads = []
+    for owner in "abc":
+        journal.submit(owner, owner, lambda job: threads.append(threading.current_thread()))
+        journal.settle()
+        journal.events.clear()
+    assert len(threads) == 3
+    assert set(threads) != {threading.current_thread()}
+    assert len(set(threads)) == 1
+
+
+def test_an_owners_newest_request_replaces_the_one_that_waits(journal):
+    release, _ = journal.hold()
+    old, middle = journal.submit("a", "old"), journal.submit("a", "middle")
+    journal.submit("b", "other")
+    new = journal.submit("a", "new")
+    release.set()
+    events = journal.settle()
+    assert ("done", "new") in events
+    assert ("done", "other") in events
+    assert not {"old", "middle"} & {name for _, name in events}
+    assert old.cancelled.is_set()
+    assert middle.cancelled.is_set()
+    assert not new.cancelled.is_set()
+
+
+def test_a_newer_request_asks_the_owners_running_job_to_stop_and_its_result_is_dropped(journal):
+    def until_cancelled(job):
+        assert job.cancelled.wait(PATIENCE)
+        return "partial"
+
+    journal.submit("a", "long", until_cancelled)
+    journal.wait_for("run", "long")
+    journal.submit("a", "new")
+    assert journal.settle() == [("run", "long"), ("run", "new"), ("done", "new")]
+
+
+def test_a_running_job_of_another_owner_is_left_alone(journal):
+    release, job = journal.hold()
+    journal.submit("a", "new")
+    journal.lane.cancel("a")
+    journal.lane.cancel("nobody")
+    assert not job.cancelled.is_set()
+    release.set()
+    assert journal.settle() == [("run", "hold"), ("done", "hold")]
+
+
+def test_a_cancelled_running_job_delivers_nothing(journal):
+    release, job = journal.hold("a")
+    journal.lane.cancel("a")
+    assert job.cancelled.is_set()
+    release.set()
+    assert journal.settle() == [("run", "hold")]
+
+
+def test_a_cancelled_job_that_raises_reports_nothing(journal):
+    def fail_when_cancelled(job):
+        assert job.cancelled.wait(PATIENCE)
+        raise RuntimeError("stopped")
+
+    journal.submit("a", "long", fail_when_cancelled)
+    journal.wait_for("run", "long")
+    journal.lane.cancel("a")
+    assert journal.settle() == [("run", "long")]
+
+
+def test_an_exception_goes_to_failed_and_the_lane_goes_on(journal):
+    def fail(job):
+        raise ValueError("no such layer")
+
+    journal.submit("a", "bad", fail)
+    journal.submit("b", "good")
+    assert journal.settle() == [("run", "bad"), ("failed", "no such layer"), ("run", "good"), ("done", "good")]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("outcome", ["done", "failed"])
+def test_the_lane_goes_on_when_the_receiver_of_a_result_raises(journal, outcome):
+    def receive(_):
+        journal.note("received")
+        raise RuntimeError("the page is gone")
+
+    def run(job):
+        if outcome == "failed":
+            raise ValueError("no such layer")
+
+    journal.lane.submit("a", Job(run, receive, receive))
+    journal.wait_for("received")
+    journal.submit("b", "next")
+    assert journal._changed.acquire()
+    try:
+        assert journal._changed.wait_for(lambda: ("done", "next") in journal.events, 2), "the lane has stopped"
+    finally:
+        journal._changed.release()
+
+
+def test_a_lane_starts_no_thread_before_its_first_job():
+    before = threading.active_count()
+    journal = Journal(Lane())
+    assert threading.active_count() == before
+    journal.submit("a", "first")
+    assert journal.settle() == [("run", "first"), ("done", "first")]
