@@ -238,18 +238,16 @@ def test_the_figure_draws_the_shares_in_the_one_range_with_the_query_in_every_pa
 
 
 def test_the_photograph_lies_under_every_panel_and_nowhere_else(drawn):
-    mosaic, _, _, photograph, _ = drawn
-    canvas = photographs(mosaic, photograph).rgb
-    layers = [np.flipud(canvas.dimension_values(i, flat=False)) for i in range(2, 6)]
-    zoom = layers[3].shape[0] // mosaic.shape[0]
-    opaque = np.repeat(np.repeat(covered(mosaic) > 0, zoom, 0), zoom, 1)
-    np.testing.assert_array_equal(layers[3] > 0, opaque)
+    mosaic, *_ = drawn
+    quarters = np.repeat(np.repeat(np.arange(12, dtype=np.uint8).reshape(2, 2, 3), 24, 0), 32, 1)  # a colour for each
+    canvas = photographs(mosaic, quarters).rgb
+    image = np.stack([np.flipud(canvas.dimension_values(i, flat=False)) for i in range(2, 6)], -1)
+    zoom = image.shape[0] // mosaic.shape[0]
+    assert np.array_equal(image[..., 3] > 0, np.repeat(np.repeat(covered(mosaic) > 0, zoom, 0), zoom, 1))
     for row, col, scale in mosaic.places():
-        corner = [layer[row * zoom, col * zoom] for layer in layers[:3]]
-        assert corner == list(photograph[0, 0])
-        bottom, right = (row + scale * 3) * zoom - 1, (col + scale * 4) * zoom - 1
-        step = 48 // (scale * 3 * zoom) if scale * 3 * zoom < 48 else 1
-        assert [layer[bottom, right] for layer in layers[:3]] == list(photograph[-step, -step])
+        panel = image[row * zoom : (row + 3 * scale) * zoom, col * zoom : (col + 4 * scale) * zoom, :3]
+        for r, c in np.ndindex(2, 2):
+            assert np.array_equal(panel[-r, -c], quarters[-r, -c])
 
 
 def test_the_photograph_figure_outlines_the_query_and_no_pointer_yet():
