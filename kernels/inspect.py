@@ -71,7 +71,8 @@ def _compile(spec: dict[str, Any], target: str) -> CompiledKernel:
     source = ASTSource(
         fn=spec["fn"], signature=spec["signature"], constexprs=spec["constexprs"], attrs=spec.get("attrs")
     )
-    built = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": spec["num_warps"]})
+    options = {"num_warps": spec["num_warps"], "enable_fp_fusion": True}
+    built = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     usage = _cuda_usage(built.asm["cubin"]) if "cubin" in built.asm else _amd_usage(built.asm["amdgcn"])
     return CompiledKernel(spec["op"], spec["name"], target, *usage, int(built.metadata.shared), spec["num_warps"])
 

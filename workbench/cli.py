@@ -58,6 +58,9 @@ def kernels(
         return
     from kernels.inspect import TARGETS, compile_kernels
 
+    unknown = [name for name in target or [] if name not in TARGETS]
+    if unknown:
+        raise typer.BadParameter(f"targets are {', '.join(TARGETS)}; got {', '.join(unknown)}")
     if not as_json:
         typer.echo(f"{'op':12} {'kernel':44} {'target':8} {'registers':>9} {'spills':>7} {'shared':>7} {'warps':>6}")
     for k in compile_kernels(target or TARGETS):

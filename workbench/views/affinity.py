@@ -53,7 +53,6 @@ class AffinityView(pn.viewable.Viewer):
         wanted = {name: params.pop(name) for name in ("row", "col", "layer", "other_layer") if name in params}
         super().__init__(**params)
         self._drawing: Drawing | None = None
-        self._measured: list[xr.Dataset] = []
         self.photograph = PhotographFigure(self.query)
         self.figures = (MosaicFigure(self.query, "mosaic-a"), MosaicFigure(self._query_other, "mosaic-b"))
         self._messages = pmui.Alert("", severity="error", visible=False, sizing_mode="stretch_width")
@@ -233,7 +232,6 @@ class AffinityView(pn.viewable.Viewer):
         self._submit(run, self._show_latency, owner="latency")
 
     def _show_latency(self, results: list[xr.Dataset]) -> None:
-        self._measured = results
         self._latency.object = latency_table(results)
 
     # Sharing
