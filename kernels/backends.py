@@ -77,6 +77,23 @@ def choose(backend: str, tensor: torch.Tensor) -> str:
     return backend
 
 
+def check_tensor(name: str, tensor: torch.Tensor, first: tuple[str, torch.Tensor]) -> None:
+    """Raise unless `tensor` is a floating-point tensor with the dtype and device of the operator's first one.
+
+    Raises:
+        TypeError: not a tensor, not floating-point, or another dtype.
+        ValueError: another device.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}.")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor; got {tensor.dtype}.")
+    if tensor.dtype != first[1].dtype:
+        raise TypeError(f"{name} must have the dtype of {first[0]}, {first[1].dtype}; got {tensor.dtype}.")
+    if tensor.device != first[1].device:
+        raise ValueError(f"{name} must be on the device of {first[0]}, {first[1].device}; got {tensor.device}.")
+
+
 class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, engine: ModuleType, settings: Any, *tensors: torch.Tensor | None) -> torch.Tensor:

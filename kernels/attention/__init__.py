@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.backends import choose, run
+from kernels.backends import check_tensor, choose, run
 
 from . import reference
 from .pattern import Axis, Pattern, block, swin
@@ -77,23 +77,12 @@ def attend(
     return run(gpu, settings, q, k, v, bias)
 
 
-def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}.")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor; got {tensor.dtype}.")
-    if tensor.dtype != like.dtype:
-        raise TypeError(f"{name} must have the dtype of q, {like.dtype}; got {tensor.dtype}.")
-    if tensor.device != like.device:
-        raise ValueError(f"{name} must be on the device of q, {like.device}; got {tensor.device}.")
-
-
 def _check_tokens(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    _check_tensor("q", q, like=q)
+    check_tensor("q", q, first=("q", q))
     if q.ndim != 5 or 0 in q.shape:
         raise ValueError(f"q must be (B, H, W, heads, d) with no empty axis; got {tuple(q.shape)}.")
     for name, tensor in (("k", k), ("v", v)):
-        _check_tensor(name, tensor, like=q)
+        check_tensor(name, tensor, first=("q", q))
         if tensor.shape != q.shape:
             raise ValueError(f"{name} must have the shape of q, {tuple(q.shape)}; got {tuple(tensor.shape)}.")
 
@@ -101,7 +90,7 @@ def _check_tokens(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
 def _check_bias(bias: torch.Tensor | None, pattern: Pattern, q: torch.Tensor) -> None:
     if bias is None:
         return
-    _check_tensor("bias", bias, like=q)
+    check_tensor("bias", bias, first=("q", q))
     wanted = pattern.bias_shape(q.shape[3])
     if tuple(bias.shape) != wanted:
         raise ValueError(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.backends import choose, run
+from kernels.backends import check_tensor, choose, run
 
 from . import reference
 
@@ -44,7 +44,7 @@ def normalise_gates(
     Source: GSPN (arXiv 2501.12381), the stability-context condition.
     """
     directions = _check_directions(directions)
-    _check_tensor("logits", logits, like=logits)
+    check_tensor("logits", logits, first=("logits", logits))
     if logits.ndim != 6 or logits.shape[:2] != (len(directions), 3) or 0 in logits.shape:
         raise ValueError(
             f"logits must be (K, 3, B, G, H, W) with K = {len(directions)} directions and no empty axis; "
@@ -133,31 +133,20 @@ def _check_chunk(chunk: int | None) -> int | None:
     return chunk
 
 
-def _check_tensor(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}.")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor; got {tensor.dtype}.")
-    if tensor.dtype != like.dtype:
-        raise TypeError(f"{name} must have the dtype of x, {like.dtype}; got {tensor.dtype}.")
-    if tensor.device != like.device:
-        raise ValueError(f"{name} must be on the device of x, {like.device}; got {tensor.device}.")
-
-
 def _check_propagate(x: torch.Tensor, gates: torch.Tensor, lam: torch.Tensor | None, count: int) -> None:
-    _check_tensor("x", x, like=x)
+    check_tensor("x", x, first=("x", x))
     if x.ndim not in (4, 5) or 0 in x.shape or (x.ndim == 5 and x.shape[0] != count):
         raise ValueError(
             f"x must be (B, C, H, W) or (K, B, C, H, W) with K = {count} directions and no empty axis; "
             f"got {tuple(x.shape)}."
         )
     batch, channels, height, width = x.shape[-4:]
-    _check_tensor("gates", gates, like=x)
+    check_tensor("gates", gates, first=("x", x))
     allowed = [(count, 3, batch, c, height, width) for c in (channels, 1)]
     if tuple(gates.shape) not in allowed:
         raise ValueError(f"gates must be {allowed[0]}, or {allowed[1]} if shared; got {tuple(gates.shape)}.")
     if lam is not None:
-        _check_tensor("lam", lam, like=x)
+        check_tensor("lam", lam, first=("x", x))
         allowed_lam = [(count, batch, c, height, width) for c in (channels, 1)]
         if tuple(lam.shape) not in allowed_lam:
             raise ValueError(f"lam must be {allowed_lam[0]}, or {allowed_lam[1]} if shared; got {tuple(lam.shape)}.")
