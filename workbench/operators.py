@@ -7,6 +7,7 @@ picture combines them.
 """
 
 from collections.abc import Callable
+from operator import index
 from typing import Any, Protocol
 
 import numpy as np
@@ -224,7 +225,7 @@ class _Operator:
         """`position` as two whole numbers; ValueError if it is not on the grid."""
         rows, cols = self.grid
         try:
-            row, col = (int(p) for p in position)
+            row, col = (_whole(p) for p in position)
         except (TypeError, ValueError):
             raise TypeError(f"position must be a (row, col) pair of whole numbers; got {position!r}.") from None
         if not (0 <= row < rows and 0 <= col < cols):
@@ -251,8 +252,21 @@ class _Operator:
 
     def _check_channel(self, channel: int | None) -> None:
         count = self.value.shape[0]
-        if channel is not None and not 0 <= channel < count:
+        if channel is None:
+            return
+        try:
+            inside = 0 <= _whole(channel) < count
+        except TypeError:
+            raise TypeError(f"channel must be a whole number, or None to combine all; got {channel!r}.") from None
+        if not inside:
             raise ValueError(f"channel must be from 0 to {count - 1}, or None to combine all; got {channel}.")
+
+
+def _whole(number: Any) -> int:
+    """A whole number of any integer type; TypeError for everything else, True and 1.0 included."""
+    if isinstance(number, bool | np.bool_):
+        raise TypeError("a truth value is not a position")
+    return index(number)
 
 
 def _check_reduce(reduce: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What the pages share: a cache that forgets the oldest, models by name, and the backend before the kernels are warm."""
+"""What the pages share: a cache that forgets the oldest, models by name, the backend until the kernels are warm."""
 
 import pytest
 import torch

@@ -15,9 +15,9 @@ import xarray as xr
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels.backends import choose
 from workbench.images import Image
 from workbench.models.base import AttentionState, PropagationState, State, VisionModel
+from workbench.operators import operator
 
 from .spec import record
 
@@ -58,9 +58,10 @@ def measure(
     _, mixer = model.block(layer)
     x = image.tensor.to(model.device)
     inputs = model.mixer_inputs(x)
+    op = operator(model, image, layer, inputs)
+    state = op.state
     rates = machine_rates(str(model.device))
     with torch.no_grad():
-        state = mixer.freeze(inputs[layer])
         work: dict[str, tuple[Callable[[], Any], float, float]] = {
             "mixing": (lambda: state.mix(state.value), *mixing_cost(state)),
             "layer": (lambda: mixer(inputs[layer]), *_layer_cost(mixer, inputs[layer], state)),
@@ -74,12 +75,9 @@ def measure(
             floor = max(least_bytes / rates["bandwidth"], flops / rates["matmul"])
             rows.append((*np.percentile(times, [50, 20, 80]), len(times), least_bytes, flops, floor))
     names = ("median", "p20", "p80", "n", "bytes", "flops", "floor")
-    info = {
-        "model": model.name, "weights": model.weights, "layer": layer, "size": tuple(x.shape[-2:]), "batch": 1,
-        "dtype": str(x.dtype).removeprefix("torch."), "device": device_name(model.device),
-        "backend": choose(mixer.backend, state.value), "threads": torch.get_num_threads(),
+    info = op.info | {
+        "batch": 1, "device": device_name(model.device), "threads": torch.get_num_threads(), "direction": "forward",
         "method": "triton.testing.do_bench" if model.device.type == "cuda" else "torch.utils.benchmark",
-        "direction": "forward",
     }  # fmt: skip
     return xr.Dataset(
         {name: (("part",), np.array(column)) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
@@ -141,19 +139,27 @@ def mixing_cost(state: State) -> tuple[float, float]:
 
 def _layer_cost(mixer: torch.nn.Module, x: torch.Tensor, state: State) -> tuple[float, float]:
     """Weights, input and output once; the operations of its convolutions and products, and of the mixing step."""
-    with FlopCounterMode(display=False) as counter:
-        output = mixer(x)
+    counted, output = _counted(lambda: mixer(x))
     parameters = sum(p.numel() for p in mixer.parameters())
     least = x.element_size() * float(parameters + x.numel() + output.numel())
-    return least, counter.get_total_flops() + mixing_cost(state)[1]
+    return least, counted + _uncounted(state)
 
 
 def _model_cost(model: VisionModel, x: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Weights, image and logits once; the operations of its convolutions and products, and of every mixing step."""
-    with FlopCounterMode(display=False) as counter:
-        logits = model(x)
-    flops = float(counter.get_total_flops())
-    for name, (_, mixer) in model.blocks().items():
-        flops += mixing_cost(mixer.freeze(inputs[name]))[1]
+    flops, logits = _counted(lambda: model(x))
+    flops += sum(_uncounted(mixer.freeze(inputs[name])) for name, (_, mixer) in model.blocks().items())
     parameters = sum(p.numel() for p in model.parameters())
     return x.element_size() * float(parameters + x.numel() + logits.numel()), flops
+
+
+def _counted(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
+    """The operations of the products and convolutions that torch sees in a run, and its result."""
+    with FlopCounterMode(display=False) as counter:
+        result = run()
+    return float(counter.get_total_flops()), result
+
+
+def _uncounted(state: State) -> float:
+    """The operations of a mixing step, less those that torch counts itself because the reference backend runs it."""
+    return mixing_cost(state)[1] - _counted(lambda: state.mix(state.value))[0]

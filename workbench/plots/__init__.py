@@ -1,5 +1,6 @@
 """Figures: one function per figure, from a Dataset to a HoloViews element. No Panel here."""
 
 import holoviews as hv
+import holoviews.plotting.bokeh
 
-hv.extension("bokeh", logo=False)
+hv.Store.set_current_backend("bokeh")

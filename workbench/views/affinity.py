@@ -1,5 +1,6 @@
 """The Affinity page: click a pixel, see what a layer lets it read, for one model or two side by side."""
 
+import asyncio
 import html
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ import xarray as xr
 from workbench.analysis.affinity import AffinitySpec
 from workbench.analysis.latency import measure
 from workbench.images import list_images
-from workbench.models.base import VisionModel
+from workbench.names import unknown
 from workbench.operators import REDUCTIONS
 from workbench.plots.affinity import caption, colour_range, is_signed
 
@@ -22,9 +23,9 @@ from .lane import LANE, Job
 from .request import Drawing, Request, draw, picture, same_place
 from .state import KERNELS, model_names, shared_model
 from .tables import NOT_MEASURED, WARMING, caption_html, latency_table, numbers_table, status_line
+from .text import Html
 
 NONE = "none"
-UPLOAD = "uploaded picture"
 ALL_CHANNELS = -1
 
 
@@ -50,28 +51,30 @@ class AffinityView(pn.viewable.Viewer):
         self.param.model.objects = models
         self.param.other.objects = [NONE, *models]
         self.param.image.objects = list_images()
+        for name, kind in (("model", "model"), ("other", "model"), ("image", "picture")):
+            known = self.param[name].objects
+            if params.get(name, known[0]) not in known:
+                raise ValueError(unknown(kind, str(params[name]), known))
         wanted = {name: params.pop(name) for name in ("row", "col", "layer", "other_layer") if name in params}
         super().__init__(**params)
         self._drawing: Drawing | None = None
         self.photograph = PhotographFigure(self.query)
         self.figures = (MosaicFigure(self.query, "mosaic-a"), MosaicFigure(self._query_other, "mosaic-b"))
         self._messages = pmui.Alert("", severity="error", visible=False, sizing_mode="stretch_width")
-        self._status = pn.pane.HTML("", sizing_mode="stretch_width", margin=(4, 10))
-        self._numbers = pn.pane.HTML("", sizing_mode="stretch_width")
-        self._warming = pn.pane.HTML(WARMING, sizing_mode="stretch_width")
-        self._captions = tuple(
-            pn.pane.HTML("", sizing_mode="stretch_width", margin=(0, 10, 4, 10)) for _ in self.figures
-        )
+        self._status = Html("", sizing_mode="stretch_width", margin=(4, 10))
+        self._numbers = Html("", sizing_mode="stretch_width")
+        self._warming = Html(WARMING, sizing_mode="stretch_width")
+        self._captions = tuple(Html("", sizing_mode="stretch_width", margin=(0, 10, 4, 10)) for _ in self.figures)
         grow = {"flex": "1 1 520px", "min-width": "0"}
         self._panels = tuple(
             pn.Column(figure.pane, caption_, sizing_mode="stretch_width", styles=grow)
             for figure, caption_ in zip(self.figures, self._captions, strict=True)
         )
-        self._latency = pn.pane.HTML(NOT_MEASURED, sizing_mode="stretch_width")
+        self._latency = Html(NOT_MEASURED, sizing_mode="stretch_width")
         self._code = pmui.TextAreaInput(value="", visible=False)
         self._set_layers("model", wanted.get("layer"))
         self._set_layers("other", wanted.get("other_layer"))
-        rows, cols = self._grid()
+        rows, cols = self._placed_on = self._grid()  # the grid that row and col count on
         self.param.update(row=wanted.get("row", rows * 9 // 20), col=wanted.get("col", cols * 11 // 20))
         self.controls, self.body = self._make_controls(), self._make_body()
         self.param.watch(self._model_changed, ["model", "other"])
@@ -82,8 +85,8 @@ class AffinityView(pn.viewable.Viewer):
         self.param.watch(lambda *_: self._redraw(), ["scale"])
         self.param.watch(lambda *_: self._set_opacity(), ["opacity"])
         KERNELS.start()
-        KERNELS.when_ready(partial(_deliverer(), self._warmed))
         self._first_picture()
+        KERNELS.when_ready(partial(_deliverer(), self._warmed))
 
     def __panel__(self) -> pn.viewable.Viewable:
         return pn.Row(pn.Column(*self.controls, width=290), self.body, sizing_mode="stretch_width")
@@ -103,27 +106,24 @@ class AffinityView(pn.viewable.Viewer):
         layers = self._layers(which)
         first_stage = [name for name in layers if name.split(".")[0] == layers[0].split(".")[0]]
         self.param[target].objects = layers
+        if wanted is not None and wanted not in layers:
+            raise ValueError(unknown("layer", wanted, layers, of=getattr(self, which)))
         current = wanted or getattr(self, target)
         setattr(self, target, current if current in layers else first_stage[-1])
 
-    def _model_changed(self, event: param.parameterized.Event) -> None:
-        old = self._shown_grid()
+    def _model_changed(self, *events: param.parameterized.Event) -> None:
         with param.parameterized.batch_call_watchers(self):
-            self._set_layers(event.name)
-            self._keep_place(old)
+            for event in events:
+                self._set_layers(event.name)
+            self._keep_place()
 
     def _layer_changed(self, event: param.parameterized.Event) -> None:
-        self._keep_place(self._shown_grid())
+        self._keep_place()
 
-    def _shown_grid(self) -> Position:
-        if self._drawing is None or not self._drawing.results:
-            return self._grid()
-        sizes = self._drawing.results[0].sizes
-        return sizes["row"], sizes["col"]
-
-    def _keep_place(self, old: Position) -> None:
+    def _keep_place(self) -> None:
         """Keep the query at the same place of the picture when the grid changes."""
-        row, col = same_place((min(self.row, old[0] - 1), min(self.col, old[1] - 1)), old, self._grid())
+        old, self._placed_on = self._placed_on, self._grid()
+        row, col = same_place((min(self.row, old[0] - 1), min(self.col, old[1] - 1)), old, self._placed_on)
         self.param.update(row=row, col=col)
 
     def _drop_upload(self, event: param.parameterized.Event) -> None:
@@ -237,27 +237,27 @@ class AffinityView(pn.viewable.Viewer):
     # Sharing
 
     def code(self) -> str:
-        """Python that computes the maps of this page."""
-        request, lines = self.request(), ["import workbench as wb"]
+        """Python that computes the maps that are drawn."""
+        lines = ["import workbench as wb"]
+        drawing = self._drawing
+        request = self.request() if drawing is None else drawing.request
         picture_ = f'"{request.image}"' if request.upload is None else '"your_picture.png"'
-        call = "row" if request.spec.side == "reads" else "column"
-        for name, layer in request.sources:
-            model = shared_model(name)
-            position = same_place(request.position, self._grid(), _grid_of(name, layer))
+        for (name, layer), result in zip(
+            request.sources, drawing.results if drawing else (), strict=drawing is not None
+        ):
+            model, spec = shared_model(name), result.attrs["spec"]
             load = f'wb.load_model("{model.name}", weights="{model.weights}", seed={model.seed})'
+            call = f"op.{'row' if spec['side'] == 'reads' else 'column'}({spec['position']}, "
+            rest = f'channel={spec["channel"]}, reduce="{spec["reduce"]}")'
             lines += [
                 "",
                 f"model = {load}" if name == model.name else f"model = ...  # your {model.name}",
                 f"image = wb.load_image({picture_}, size=model.input_size)",
                 f'op = wb.operator(model, image, "{layer}")',
-                f'merged = op.{call}({position}, channel={request.spec.channel}, reduce="{request.spec.reduce}")',
-                f'one = op.{call}({position}, group="{self._group_of(model, layer)}", '
-                f'channel={request.spec.channel}, reduce="{request.spec.reduce}")',
+                f"merged = {call}{rest}",
+                f'one = {call}group="{result["group"].values[0]}", {rest}',
             ]
         return "\n".join(lines) + "\n"
-
-    def _group_of(self, model: VisionModel, layer: str) -> str:
-        return next(found.groups[0] for found in model.layers() if found.name == layer)
 
     @classmethod
     def from_address(cls, query: dict[str, Any]) -> "AffinityView":
@@ -353,10 +353,13 @@ def _grid_of(model: str, layer: str) -> Position:
 def _deliverer() -> Callable[..., None]:
     """Call a function in the session that asked, or at once where there is no session (a notebook, a test)."""
     document = pn.state.curdoc
-    if document is None or document.session_context is None:
+    if document is not None and document.session_context is not None:
+
+        def later(function: Callable[..., None], *args: Any) -> None:
+            document.add_next_tick_callback(partial(function, *args))
+
+        return later
+    try:
+        return asyncio.get_running_loop().call_soon_threadsafe  # a notebook's kernel draws in its own thread
+    except RuntimeError:
         return lambda function, *args: function(*args)
-
-    def later(function: Callable[..., None], *args: Any) -> None:
-        document.add_next_tick_callback(partial(function, *args))
-
-    return later

@@ -4,6 +4,7 @@ Requests wait in the order of their owners; a newer request of an owner takes th
 waits. A timing that runs in the lane therefore has the machine's kernels to itself.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -58,13 +59,20 @@ class Lane:
                 owner, job = self._waiting.popitem(last=False)
                 self._running = owner, job
             try:
-                result = job.run(job)
-            except Exception as error:
-                if not job.cancelled.is_set():
-                    job.failed(error)
-            else:
-                if not job.cancelled.is_set():
-                    job.done(result)
+                self._perform(job)
+            except Exception:  # the receiver's fault, such as a page that is gone: the lane serves the others
+                logging.getLogger(__name__).exception("A result of the lane could not be delivered.")
+
+    @staticmethod
+    def _perform(job: Job) -> None:
+        try:
+            result = job.run(job)
+        except Exception as error:
+            if not job.cancelled.is_set():
+                job.failed(error)
+        else:
+            if not job.cancelled.is_set():
+                job.done(result)
 
 
 #: The lane of this process.

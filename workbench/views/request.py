@@ -31,6 +31,7 @@ class Request:
 class Drawing:
     """What the lane made of a request."""
 
+    request: Request
     photograph: np.ndarray
     results: tuple[xr.Dataset, ...]
 
@@ -51,7 +52,7 @@ def draw(request: Request, job: Job | None = None) -> Drawing:
             channel = None
         spec = AffinitySpec(position, request.spec.side, channel, request.spec.reduce)
         results.append(affinity(op, spec))
-    return Drawing(picture(request, DISPLAY).rgb, tuple(results))
+    return Drawing(request, picture(request, DISPLAY).rgb, tuple(results))
 
 
 def picture(request: Request, size: int) -> Image:

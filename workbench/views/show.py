@@ -3,7 +3,9 @@
 import io
 from typing import Any
 
+import panel as pn
 import PIL.Image
+from IPython import get_ipython
 
 from workbench.images import Image, list_images, load_image
 from workbench.models.base import VisionModel
@@ -17,6 +19,8 @@ PAGES = {"affinity": AffinityView}
 
 def show(model: str | VisionModel, image: Any, page: str, **state: Any) -> Any:
     """See `workbench.show`."""
+    if not pn.state.served and get_ipython() is not None:
+        pn.extension(inline=True)  # a notebook must not ask a CDN for scripts
     if page not in PAGES:
         raise ValueError(unknown("page", page, PAGES))
     wrong = [name for name in state if name not in PAGES[page].param]
