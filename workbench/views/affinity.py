@@ -51,7 +51,7 @@ class AffinityView(pn.viewable.Viewer):
         self.param.model.objects = models
         self.param.other.objects = [NONE, *models]
         self.param.image.objects = list_images()
-        for name, kind in (("model", "model"), ("other", "model"), ("image", "picture")):
+        for name, kind in (("model", "model"), ("other", "model"), ("image", "image")):
             known = self.param[name].objects
             if params.get(name, known[0]) not in known:
                 raise ValueError(unknown(kind, str(params[name]), known))
@@ -360,6 +360,11 @@ def _deliverer() -> Callable[..., None]:
 
         return later
     try:
-        return asyncio.get_running_loop().call_soon_threadsafe  # a notebook's kernel draws in its own thread
+        loop = asyncio.get_running_loop()
     except RuntimeError:
         return lambda function, *args: function(*args)
+
+    def in_kernel(function: Callable[..., None], *args: Any) -> None:  # a notebook draws in its kernel's own thread
+        loop.call_soon_threadsafe(function, *args)
+
+    return in_kernel
