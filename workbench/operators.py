@@ -65,7 +65,7 @@ class _Operator:
     """What both families share. Subclasses give the two linear maps, all groups at once.
 
     A group adds its own part: summed over groups, `apply(v, group)` is `apply(v)`. A direction acts on every channel, a
-    head on its own channels only; `_channels(group)` are the ones that pictures of the group combine.
+    head on its own channels only, and pictures of a head combine those.
     """
 
     exact = True
@@ -334,10 +334,16 @@ class AttentionOperator(_Operator):
     def _combine(
         self, parts: torch.Tensor, channel: int | None, reduce: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Heads have equally many channels, all with the same weights, so combining channels is combining heads."""
-        if channel is not None:
-            return parts[channel // self.state.v.shape[4]], parts
-        return reduce(parts), parts
+        """Heads have equally many channels, all with the same weights, so combining channels is combining heads.
+
+        One channel belongs to one head; the others do nothing to it.
+        """
+        if channel is None:
+            return reduce(parts), parts
+        owner = channel // self.state.v.shape[4]
+        alone = torch.zeros_like(parts)
+        alone[owner] = parts[owner]
+        return parts[owner], alone
 
 
 def operator(model: VisionModel, image: Image, layer: str, inputs: dict[str, torch.Tensor] | None = None) -> Any:

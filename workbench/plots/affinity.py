@@ -100,6 +100,8 @@ def is_signed(result: xr.Dataset) -> bool:
 def colour_range(results: list[xr.Dataset], scale: str) -> tuple[float, float]:
     """One range for every panel of every result: log: DECADES below the top; linear: from 0, or symmetric if signed.
 
+    Signed maps have no logarithm, so they are drawn linearly whatever `scale` says.
+
     The top of a linear range is the 99.5th percentile of the cells read, so that a query's own cell does not hide the
     rest; the figure says so.
     """
@@ -107,16 +109,18 @@ def colour_range(results: list[xr.Dataset], scale: str) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     if values.size == 0 or values.max() == 0:
         return 1e-4, 1.0
-    if scale == "log":
+    signed = any(is_signed(r) for r in results)
+    if scale == "log" and not signed:
         return float(values.max()) / 10**DECADES, float(values.max())
     top = float(np.percentile(values, 99.5))
-    return (-top if any(is_signed(r) for r in results) else 0.0), top
+    return (-top if signed else 0.0), top
 
 
 def caption(result: xr.Dataset, scale: str, signed: bool) -> str:
     """The normalisation, sign rule, aggregation, backend and device that every figure prints."""
     a = result.attrs
-    sign = "signed" if signed else "magnitudes" if a["spec"]["reduce"] != "mean" else "non-negative"
+    combined = a["spec"]["channel"] is None and a["spec"]["reduce"] != "mean"
+    sign = "signed" if signed else "magnitudes" if combined else "non-negative"
     range_ = f"log colours over {DECADES} decades" if scale == "log" else "linear colours, top at the 99.5th percentile"
     merge = f", merge {a['merge']}" if "merge" in a else f", {a['pattern']}"
     chunk = "" if "chunk" not in a else ", global" if a["chunk"] is None else f", chunks of {a['chunk']} lines"

@@ -32,9 +32,11 @@ class Lane:
         self._worker: threading.Thread | None = None
 
     def submit(self, owner: Hashable, job: Job) -> None:
-        """Queue a job; the owner's job that still waits is dropped, one that runs is asked to stop."""
+        """Queue a job in the place of the owner's that still waits; one that runs is asked to stop."""
         with self._changed:
-            self.cancel(owner)
+            if owner in self._waiting:
+                self._waiting[owner].cancelled.set()
+            self._stop_running(owner)
             self._waiting[owner] = job
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="workbench-lane", daemon=True)
@@ -47,8 +49,11 @@ class Lane:
             dropped = self._waiting.pop(owner, None)
             if dropped is not None:
                 dropped.cancelled.set()
-            if self._running is not None and self._running[0] == owner:
-                self._running[1].cancelled.set()
+            self._stop_running(owner)
+
+    def _stop_running(self, owner: Hashable) -> None:
+        if self._running is not None and self._running[0] == owner:
+            self._running[1].cancelled.set()
 
     def _work(self) -> None:
         while True:
