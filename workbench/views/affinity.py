@@ -21,7 +21,7 @@ from workbench.plots.affinity import caption, colour_range, is_signed
 from .figure import MosaicFigure, PhotographFigure, Position
 from .lane import LANE, Job
 from .request import Drawing, Request, draw, picture, same_place
-from .state import KERNELS, model_names, shared_model
+from .state import KERNELS, model_names, session_document, shared_model
 from .tables import NOT_MEASURED, WARMING, caption_html, latency_table, numbers_table, status_line
 from .text import Html
 
@@ -352,8 +352,8 @@ def _grid_of(model: str, layer: str) -> Position:
 
 def _deliverer() -> Callable[..., None]:
     """Call a function in the session that asked, or at once where there is no session (a notebook, a test)."""
-    document = pn.state.curdoc
-    if document is not None and document.session_context is not None:
+    document = session_document()
+    if document is not None:
 
         def later(function: Callable[..., None], *args: Any) -> None:
             document.add_next_tick_callback(partial(function, *args))

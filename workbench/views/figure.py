@@ -16,6 +16,8 @@ from bokeh.models import ColumnDataSource, CustomJS
 
 from workbench.plots.affinity import Mosaic, affinity_mosaic, photograph_figure, shares, title
 
+from .state import session_document
+
 Position = tuple[int, int]
 
 
@@ -36,7 +38,7 @@ class _Patched:
         elements = list(figure)
         for name, index in parts.items():
             elements[index].opts(hooks=[self._remember(name)])
-        if not pn.state.served:  # in a notebook Bokeh's own events do not reach Python
+        if session_document() is None:  # in a notebook Bokeh's own events do not reach Python
             tap = hv.streams.Tap(source=elements[0])
             tap.add_subscriber(lambda x, y: None if x is None else self._on_tap(x, y))
         self.pane.object = figure
@@ -46,7 +48,8 @@ class _Patched:
             figure = plot.state
             if figure.id not in self._drawn:  # a hook runs again when HoloViews refreshes the same figure
                 self._drawn[figure.id] = {}
-                figure.on_event(Tap, lambda event: self._on_tap(event.x, event.y))
+                if session_document() is not None:
+                    figure.on_event(Tap, lambda event: self._on_tap(event.x, event.y))
             self._drawn[figure.id][name] = plot.handles
 
         return hook
@@ -57,7 +60,7 @@ class _Patched:
 
     def _push(self) -> None:
         """In a notebook changes to Bokeh models are not sent by themselves."""
-        if not pn.state.served and self._drawn:
+        if session_document() is None and self._drawn:
             pn.io.push_notebook(self.pane)
 
 
@@ -142,13 +145,14 @@ class PhotographFigure(_Patched):
 
 
 def follow_pointer(figure: Any, source: ColumnDataSource, grid: Position) -> None:
-    """Outline the cell under the pointer and name it in the figure's title, without asking the server."""
+    """Outline the cell under the pointer, without asking the server; the figure is redrawn only for another cell."""
     code = """
     const col = Math.floor(cb_obj.x), row = Math.floor(-cb_obj.y)
     const inside = row >= 0 && row < rows && col >= 0 && col < cols
+    const now = source.data
+    if (inside ? now.left[0] === col && now.top[0] === -row : now.left.length === 0) return
     source.data = inside ? {left: [col], right: [col + 1], top: [-row], bottom: [-row - 1]}
                          : {left: [], right: [], top: [], bottom: []}
-    title.text = inside ? `row ${row}, column ${col}` : 'click a cell'
     """
-    arguments = {"source": source, "rows": grid[0], "cols": grid[1], "title": figure.title}
+    arguments = {"source": source, "rows": grid[0], "cols": grid[1]}
     figure.js_on_event("mousemove", CustomJS(args=arguments, code=code))

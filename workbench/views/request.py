@@ -13,7 +13,7 @@ from .lane import Job
 from .state import operator_at, shared_image, shared_model
 
 #: Pixels of the photograph on screen; models see it at their own size.
-DISPLAY = 384
+DISPLAY = 320
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from workbench.models.base import VisionModel
 from workbench.names import unknown
 
 from .affinity import NONE, AffinityView
-from .state import offer
+from .state import offer, session_document
 
 PAGES = {"affinity": AffinityView}
 
 
 def show(model: str | VisionModel, image: Any, page: str, **state: Any) -> Any:
     """See `workbench.show`."""
-    if not pn.state.served and get_ipython() is not None:
+    if session_document() is None and get_ipython() is not None:
         pn.extension(inline=True)  # a notebook must not ask a CDN for scripts
     if page not in PAGES:
         raise ValueError(unknown("page", page, PAGES))

@@ -8,10 +8,18 @@ from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Any
 
+import panel as pn
+
 from workbench.images import Image, load_image
 from workbench.models import list_models, load_model
 from workbench.models.base import VisionModel
 from workbench.operators import operator
+
+
+def session_document() -> Any:
+    """The Bokeh document of the served session that is running now; None in a notebook, a script or a test."""
+    document = pn.state.curdoc
+    return document if document is not None and document.session_context is not None else None
 
 
 class Recent:
