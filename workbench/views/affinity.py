@@ -10,6 +10,7 @@ import panel as pn
 import panel_material_ui as pmui
 import param
 import xarray as xr
+from IPython import get_ipython
 
 from workbench.analysis.affinity import AffinitySpec
 from workbench.analysis.latency import measure
@@ -359,10 +360,9 @@ def _deliverer() -> Callable[..., None]:
             document.add_next_tick_callback(partial(function, *args))
 
         return later
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    if get_ipython() is None:
         return lambda function, *args: function(*args)
+    loop = asyncio.get_running_loop()
 
     def in_kernel(function: Callable[..., None], *args: Any) -> None:  # a notebook draws in its kernel's own thread
         loop.call_soon_threadsafe(function, *args)
