@@ -1,6 +1,5 @@
 """The Affinity page: click a pixel, see what a layer lets it read, for one model or two side by side."""
 
-import asyncio
 import html
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,6 @@ import panel as pn
 import panel_material_ui as pmui
 import param
 import xarray as xr
-from IPython import get_ipython
 
 from workbench.analysis.affinity import AffinitySpec
 from workbench.analysis.latency import measure
@@ -22,7 +20,7 @@ from workbench.plots.affinity import caption, colour_range, is_signed
 from .figure import MosaicFigure, PhotographFigure, Position
 from .lane import LANE, Job
 from .request import Drawing, Request, draw, picture, same_place
-from .state import KERNELS, model_names, session_document, shared_model
+from .state import KERNELS, model_names, notebook_loop, session_document, shared_model
 from .tables import NOT_MEASURED, WARMING, caption_html, latency_table, numbers_table, status_line
 from .text import Html
 
@@ -360,9 +358,9 @@ def _deliverer() -> Callable[..., None]:
             document.add_next_tick_callback(partial(function, *args))
 
         return later
-    if get_ipython() is None:
+    loop = notebook_loop()
+    if loop is None:
         return lambda function, *args: function(*args)
-    loop = asyncio.get_running_loop()
 
     def in_kernel(function: Callable[..., None], *args: Any) -> None:  # a notebook draws in its kernel's own thread
         loop.call_soon_threadsafe(function, *args)

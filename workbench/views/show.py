@@ -5,21 +5,20 @@ from typing import Any
 
 import panel as pn
 import PIL.Image
-from IPython import get_ipython
 
 from workbench.images import Image, list_images, load_image
 from workbench.models.base import VisionModel
 from workbench.names import unknown
 
 from .affinity import NONE, AffinityView
-from .state import offer, session_document
+from .state import notebook_loop, offer, session_document
 
 PAGES = {"affinity": AffinityView}
 
 
 def show(model: str | VisionModel, image: Any, page: str, **state: Any) -> Any:
     """See `workbench.show`."""
-    if session_document() is None and get_ipython() is not None:
+    if session_document() is None and notebook_loop() is not None:
         pn.extension(inline=True)  # a notebook must not ask a CDN for scripts
     if page not in PAGES:
         raise ValueError(unknown("page", page, PAGES))

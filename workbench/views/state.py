@@ -1,5 +1,6 @@
 """What the pages share: models loaded once per process, their activations at an image, and how warm the kernels are."""
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -20,6 +21,17 @@ def session_document() -> Any:
     """The Bokeh document of the served session that is running now; None in a notebook, a script or a test."""
     document = pn.state.curdoc
     return document if document is not None and document.session_context is not None else None
+
+
+def notebook_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop of the notebook kernel that this runs in; None elsewhere (IPython may not be installed)."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or ipython.get_ipython() is None:
+        return None
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 class Recent:
