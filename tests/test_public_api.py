@@ -44,9 +44,24 @@ def test_show_takes_a_loaded_model_and_an_array() -> None:
     assert given.attrs["image"] == beside.attrs["image"] == "upload"
 
 
+def test_patterns_are_listed_and_computed_without_a_model() -> None:
+    assert list(wb.list_patterns())[:3] == ["swin", "nat", "dinat"]
+    result = wb.patterns(wb.PatternSpec("nat(kernel=3)", grid=(5, 6), position=(0, 1)))
+    assert int(result["keys"].sum()) == 9
+
+
+def test_show_opens_the_page_of_patterns() -> None:
+    view = wb.show(page="patterns", image="astronaut", pattern="halo", rows=16, cols=16)
+    assert isinstance(view, pn.viewable.Viewer)
+    assert (view.pattern, view.other, view.image) == ("halo(block=8, halo=3, border=crop)", "none", "astronaut")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ({"page": "paterns"}, "There is no page named 'paterns'; did you mean patterns?"),
+        ({"page": "patterns", "pattern": "swim"}, "There is no pattern named 'swim'; did you mean swin"),
+        ({"page": "patterns", "kernel": 7}, "There is no setting named 'kernel' in patterns"),
         ({"page": "afinity"}, "There is no page named 'afinity'; did you mean affinity?"),
         ({"model": "gspn_nan"}, "There is no model named 'gspn_nan'; did you mean gspn_nano"),
         ({"other": "swin_nan"}, "There is no model named 'swin_nan'; did you mean swin_nano"),

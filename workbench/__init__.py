@@ -12,6 +12,7 @@ if getattr(kernels, "DISTRIBUTION", None) != "gspn-workbench":
 
 from workbench.analysis.affinity import AffinitySpec, affinity
 from workbench.analysis.latency import measure
+from workbench.analysis.patterns import PatternSpec, list_patterns, patterns
 from workbench.images import Image, list_images, load_image
 from workbench.models import list_models, load_model
 from workbench.operators import SpatialOperator, operator
@@ -19,14 +20,17 @@ from workbench.operators import SpatialOperator, operator
 __all__ = [
     "AffinitySpec",
     "Image",
+    "PatternSpec",
     "SpatialOperator",
     "affinity",
     "list_images",
     "list_models",
+    "list_patterns",
     "load_image",
     "load_model",
     "measure",
     "operator",
+    "patterns",
     "show",
 ]
 
@@ -37,8 +41,8 @@ def show(model: Any = "gspn_nano", image: Any = None, page: str = "affinity", **
     Args:
         model: a name from `list_models()`, or a model from `load_model`.
         image: a name from `list_images()`, an `Image`, a path, bytes or an (H, W, 3) array; None for the page's own.
-        page: "affinity".
-        **state: parameters of the page, such as layer, other, row, col, side.
+        page: "affinity", or "patterns", which needs no model.
+        **state: parameters of the page, such as layer, other, row, col, side, or pattern, rows, cols, blocks.
 
     Returns:
         The page's Panel Viewer.

@@ -19,9 +19,12 @@ def serve(
 
     import panel as pn
 
+    from workbench.views.show import PAGES
+
+    dashboard = Path(__file__).parents[1] / "apps" / "dashboard.py"
     typer.echo(f"GSPN workbench at http://{host}:{port}  (Ctrl-C stops it)")
     pn.serve(
-        {"/": Path(__file__).parents[1] / "apps" / "dashboard.py"},
+        {page.route: dashboard for page in PAGES.values()},
         address=host,
         port=port,
         show=False,

@@ -1,353 +1,325 @@
-"""The numba kernels of neighbourhood attention: float32, forward and backward.
+"""The numba kernels of neighbourhood attention: float32, forward and backward, by tiles of queries and tiles of keys.
 
-A work item is one cell of one head of one image: the queries that share their keys. It takes 64 queries at a time and
-makes the table of their weights, (keys, queries). The backward pass makes the same table again from the saved
-logsumexp, and computes only the gradients that are wanted.
+A work item is a tile of one head of one image. A tile of queries takes up to 64 queries at a time and then its keys,
+block by block: their weights are a small table, softmax goes on from block to block. The backward pass makes the same
+weights again from the saved logsumexp. Where no key is in two tiles, a tile of queries also gives the gradients of its
+keys and values; otherwise tiles of keys do, in a pass of their own.
 
-A table (rows, 64) is one of three things. Columns: the tokens of a block lie side by side and a row is a channel.
-Rows: a row is a token and the lanes are its channels; channels beyond 64 fold over into further tables below, as many
-as `_folds` says. Weights: a row is a key and a lane is a query. Inner loops run along the lanes, and tables are padded
-with zeros, so that there is no remainder to treat.
-
-All of it is in one file because numba's cache on disk notices a change in a function's own file only.
+Items run in chunks, of one head each, kind by kind (cpu_plan.py): what is added to the logits is made once for every
+kind, and the gradients of the bias are summed by kind before they are sorted by distance. Chunks do not depend on the
+number of threads, so neither does the result.
 """
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
-from kernels.vectormath import WIDTH, exp32, load, multiply_add, store, zeros
+from kernels.vectormath import WIDTH
 
-#: A constant, so that LLVM can tell the rows of a table apart and keep its loops free of overlap tests.
-LANES = 64
+from .cpu_blocks import multiply, transpose
+from .cpu_plan import LANES
+from .cpu_tables import (
+    LN_2, LOG2_E, ONE, accumulate, add_to_bias, cut_room, fill_places, jit, pair_table, probabilities,
+    probabilities_and_gradient, probabilities_and_gradient_by_row, probabilities_by_row, read_rows, round_up,
+    row_dots, scale_rows, softmax_block, write_rows,
+)  # fmt: skip
 
-_U = np.uint64  # an unsigned index spares numba's test for a negative one, which would keep a loop scalar
-_PITCH = _U(LANES)
-_HALF, _STRIDE = _U(WIDTH), _U(2 * WIDTH)
-#: Lanes are used in groups of this many: two vectors.
-GROUP = 2 * WIDTH
-_ONE, _LOWEST = np.float32(1), np.float32(-np.inf)
-
-_jit = numba.njit(cache=True, fastmath={"contract"}, error_model="numpy")
 _parallel = numba.njit(cache=True, parallel=True, fastmath={"contract"}, error_model="numpy")
-_inlined = numba.njit(fastmath={"contract"}, error_model="numpy", forceinline=True)
+
+
+class Tensors(NamedTuple):
+    """The memory of the tensors, each in one axis; those not needed are empty."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    out: np.ndarray
+    grad: np.ndarray
+    dq: np.ndarray
+    dk: np.ndarray
+    dv: np.ndarray
 
 
 @_parallel
-def forward_kernel(
-    q, k, v, out, strides, lse, bias, q_start, q_token, q_relative, k_start, k_token, k_relative,
-    channels, scale, scratch,
-):  # fmt: skip
-    """Write out and lse (B, heads, N).
+def forward_kernel(tensors, strides, layout, bias, lse, channels, scale, scratch, places):
+    """Write out and lse (heads, B, N).
 
-    q, k, v, out: memory of the tensors in one axis; strides (tensor, 3) over image, token and head. bias (heads,
-    entries). q_start ... k_relative: the cells' members, see `cpu.Members`. scratch (threads, rows, 64).
+    strides (tensor, 3) over image, token and head. bias (heads, entries). scratch (threads, floats), places (threads,
+    2, 8, n).
     """
-    for item in numba.prange(lse.shape[0] * lse.shape[1] * (len(q_start) - 1)):
-        _forward_cell(
-            np.int64(item), q, k, v, out, strides, lse, bias,
-            q_start, q_token, q_relative, k_start, k_token, k_relative, channels, scale, scratch[numba.get_thread_id()],
+    for work in numba.prange(lse.shape[0] * layout.chunks):
+        thread = numba.get_thread_id()
+        _forward_chunk(
+            np.int64(work), tensors, strides, layout, bias, lse, channels, scale, scratch[thread], places[thread]
+        )
+
+
+@jit
+def _chunk(work, layout):
+    """A chunk's head, and its first item and the one after its last."""
+    head, chunk = work // layout.chunks, work % layout.chunks
+    size = (len(layout.items) + layout.chunks - 1) // layout.chunks
+    return head, min(chunk * size, len(layout.items)), min((chunk + 1) * size, len(layout.items))
+
+
+@jit
+def _forward_chunk(work, tensors, strides, layout, bias, lse, channels, scale, memory, places):
+    head, begin, end = _chunk(work, layout)
+    depth = round_up(channels, WIDTH)
+    room = cut_room(memory, depth, layout.lanes, layout.block)
+    kept = np.int64(-1)
+    for n in range(begin, end):
+        image, kind = layout.items[n, 0], layout.items[n, 3]
+        rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
+        kept = _forward_tile(
+            image, head, rows, cols, kind, kept, tensors, strides, layout, bias[head], lse[head, image],
+            channels, depth, scale, room, places,
         )  # fmt: skip
 
 
-@_jit
-def _locate(item, heads, strides, q_start, q_token, q_relative, k_start, k_token, k_relative):
-    """A work item's image, cell and head, where each tensor holds the head's token 0, and its queries and keys."""
-    cells = len(q_start) - 1
-    b, cell, h = item // (cells * heads), item // heads % cells, item % heads
-    at = np.empty(len(strides), np.int64)
-    for i in range(len(strides)):
-        at[i] = b * strides[i, 0] + h * strides[i, 2]
-    own, read = slice(q_start[cell], q_start[cell + 1]), slice(k_start[cell], k_start[cell + 1])
-    return b, cell, h, at, q_token[own], q_relative[own], k_token[read], k_relative[read]
+@jit
+def _forward_tile(
+    image, head, rows, cols, kind, kept, tensors, strides, layout, bias, lse, channels, depth, scale, room, places
+):
+    """One tile of queries; returns the kind whose table is in `room`, or -1."""
+    at = image * strides[:, 0] + head * strides[:, 2]
+    own, other = places[0], places[1]
+    queries, parts = rows[0, 1] * cols[0, 1], rows.shape[0] * cols.shape[0]
+    needs_table = layout.masked or len(bias) > 0
+    for start in range(0, queries, LANES):
+        count = min(LANES, queries - start)
+        lanes, first = round_up(count, WIDTH), True
+        fill_places(layout, rows[0], cols[0], 0, start, count, own)
+        read_rows(tensors.q, at[0], strides[0, 1], own[0], count, channels, depth, room.a)
+        transpose(room.a_cols, 0, lanes, room.a, 0, depth, lanes, depth, scale * LOG2_E)
+        for part in range(parts):
+            row, col = rows[part // cols.shape[0]], cols[part % cols.shape[0]]
+            keys = row[3] * col[3]
+            for key in range(0, keys, layout.block):
+                others = min(layout.block, keys - key)
+                fill_places(layout, row, col, 2, key, others, other)
+                read_rows(tensors.k, at[1], strides[1, 1], other[0], others, channels, depth, room.c)
+                read_rows(tensors.v, at[2], strides[2, 1], other[0], others, channels, depth, room.d)
+                if needs_table and kind != kept:
+                    pair_table(layout, own, other, count, others, lanes, True, bias, room.table)
+                    kept = kind if parts == 1 and queries <= LANES and others == keys else np.int64(-1)
+                _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
+                softmax_block(room.weights, others, lanes, room.peak, room.sum, room.factor, first)
+                if not first:
+                    scale_rows(room.sums, depth, room.factor, count)
+                _mix(room.sums, first, room.weights, lanes, room.d, depth, count, others, room.nothing)
+                first = False
+        for i in range(count):
+            lse[own[0, i]] = room.peak[i] * LN_2 + np.log(room.sum[i])
+            room.factor[i] = ONE / room.sum[i]
+        scale_rows(room.sums, depth, room.factor, count)
+        write_rows(room.sums, depth, ONE, tensors.out, at[3], strides[3, 1], own[0], count, channels, True)
+    return kept
 
 
-@_jit
-def _forward_cell(
-    item, q, k, v, out, strides, lse, bias, q_start, q_token, q_relative, k_start, k_token, k_relative,
-    channels, scale, room,
-):  # fmt: skip
-    """One cell and head: writes out and lse at its queries."""
-    b, _, h, at, q_token, q_relative, k_token, k_relative = _locate(
-        item, lse.shape[1], strides, q_start, q_token, q_relative, k_start, k_token, k_relative
-    )
-    stride = strides[:, 1]
-    inner, height, depth = _round_up(len(k_token), 4), min(LANES, _round_up(len(q_token), 4)), _round_up(channels, 4)
-    key, room = _cut(room, _folds(channels) * inner)
-    value, room = _cut(room, _folds(channels) * inner)
-    mixed, room = _cut(room, _folds(channels) * height)
-    query, room = _cut(room, depth)
-    weights, room = _cut(room, inner)
-    _read_rows(k, at[1], stride[1], k_token, channels, _ONE, key)
-    _read_rows(v, at[2], stride[2], k_token, channels, _ONE, value)
-    for first in range(0, len(q_token), LANES):
-        token, relative = q_token[first : first + LANES], q_relative[first : first + LANES]
-        lanes = _round_up(len(token), 8)
-        _read_columns(q, at[0], stride[0], token, channels, scale, query)
-        _products(key, query, lanes, weights)
-        _add_bias(bias[h], relative, k_relative, weights)
-        _softmax(weights, len(k_token), lanes, room[0])
-        _mixtures(weights, 1, LANES, inner, value, channels, True, mixed)
-        _write_rows(mixed, _ONE, out, at[3], stride[3], token, channels)
-        for i in range(len(token)):
-            lse[b, h, token[i]] = room[0, i]
+@jit
+def _logits(other, depth, cols, needs_table, room, others, lanes, channels):
+    """weights[j, i] = other[j] . own[i], and what the table adds."""
+    start, pitch = (room.table, lanes) if needs_table else (room.nothing, 0)
+    multiply(room.weights, 0, lanes, start, 0, pitch, other, 0, depth, 1, cols, 0, lanes, others, lanes, channels)
+
+
+@jit
+def _mix(sums, fresh, weights, lanes, other, depth, count, others, nothing):
+    """sums[i] (+)= sum over the other side of weights[j, i] other[j]; fresh: =, not +=."""
+    for c in range(0, depth, LANES):
+        some = min(LANES, depth - c)
+        start, at, pitch = (nothing, 0, 0) if fresh else (sums, c, depth)
+        multiply(sums, c, depth, start, at, pitch, weights, 0, 1, lanes, other, c, depth, count, some, others)
+
+
+@jit
+def _mix_back(sums, weights, lanes, own, depth, count, others, nothing):
+    """sums[j] = sum over the own side of weights[j, i] own[i]."""
+    for c in range(0, depth, LANES):
+        some = min(LANES, depth - c)
+        multiply(sums, c, depth, nothing, 0, 0, weights, 0, lanes, 1, own, c, depth, others, some, count)
 
 
 @_parallel
-def backward_kernel(
-    q, k, v, out, grad, dq, dk, dv, dbias, wanted, strides, lse, bias,
-    q_start, q_token, q_relative, k_start, k_token, k_relative, channels, scale, scratch,
-):  # fmt: skip
-    """Write the gradients that `wanted` (q, k, v, bias) names; dbias (B * cells, heads, entries), a table per item."""
-    for item in numba.prange(lse.shape[0] * lse.shape[1] * (len(q_start) - 1)):
-        _backward_cell(
-            np.int64(item), q, k, v, out, grad, dq, dk, dv, dbias, wanted, strides, lse, bias,
-            q_start, q_token, q_relative, k_start, k_token, k_relative, channels, scale, scratch[numba.get_thread_id()],
+def query_kernel(tensors, strides, layout, bias, lse, delta, dbias, wanted, channels, scale, scratch, places):
+    """Write delta (heads, B, N), the products of output and gradient, and the gradients that tiles of queries give.
+
+    wanted (q, k, v, bias); k and v only if no key is in two tiles. dbias (heads * chunks, entries): a table per chunk.
+    """
+    for work in numba.prange(lse.shape[0] * layout.chunks):
+        thread = numba.get_thread_id()
+        _query_chunk(
+            np.int64(work), tensors, strides, layout, bias, lse, delta, dbias, wanted, channels, scale,
+            scratch[thread], places[thread],
         )  # fmt: skip
 
 
-@_jit
-def _backward_cell(
-    item, q, k, v, out, grad, dq, dk, dv, dbias, wanted, strides, lse, bias,
-    q_start, q_token, q_relative, k_start, k_token, k_relative, channels, scale, room,
+@jit
+def _query_chunk(
+    work, tensors, strides, layout, bias, lse, delta, dbias, wanted, channels, scale, memory, places
+):
+    head, begin, end = _chunk(work, layout)
+    depth = round_up(channels, WIDTH)
+    room = cut_room(memory, depth, layout.lanes, layout.block)
+    own_dbias = dbias[work if wanted[3] else 0]
+    if wanted[3]:
+        own_dbias[:] = 0
+    kept = np.int64(-1)
+    for n in range(begin, end):
+        image, kind = layout.items[n, 0], layout.items[n, 3]
+        rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
+        last = n + 1 == end or layout.items[n + 1, 3] != kind
+        kept = _query_tile(
+            image, head, rows, cols, kind, kept, last, tensors, strides, layout, bias[head], lse[head, image],
+            delta[head, image], own_dbias, wanted, channels, depth, scale, room, places,
+        )  # fmt: skip
+
+
+@jit
+def _query_tile(
+    image, head, rows, cols, kind, kept, last, tensors, strides, layout, bias, lse, delta, dbias, wanted,
+    channels, depth, scale, room, places,
 ):  # fmt: skip
-    """One cell and head: writes the wanted gradients."""
-    b, cell, h, at, q_token, q_relative, k_token, k_relative = _locate(
-        item, lse.shape[1], strides, q_start, q_token, q_relative, k_start, k_token, k_relative
-    )
-    stride = strides[:, 1]
+    """The gradients that one tile of queries gives; `last`: the next tile is of another kind."""
+    at = image * strides[:, 0] + head * strides[:, 2]
+    own, other = places[0], places[1]
     want_q, want_k, want_v, want_bias = wanted
-    want_logits = want_q or want_k or want_bias
-    inner, height, depth = _round_up(len(k_token), 4), min(LANES, _round_up(len(q_token), 4)), _round_up(channels, 4)
-    key, room = _cut(room, _folds(channels) * inner)
-    value, room = _cut(room, _folds(channels) * inner)
-    dkey, room = _cut(room, _folds(channels) * inner)
-    dvalue, room = _cut(room, _folds(channels) * inner)
-    query_rows, room = _cut(room, _folds(channels) * height)
-    dout_rows, room = _cut(room, _folds(channels) * height)
-    dquery, room = _cut(room, _folds(channels) * height)
-    query, room = _cut(room, depth)
-    dout, room = _cut(room, depth)
-    weights, room = _cut(room, inner)
-    dweights, room = _cut(room, inner)
-    block_lse, delta = room[0], room[1]
-    _read_rows(k, at[1], stride[1], k_token, channels, _ONE, key)
-    if want_logits:
-        _read_rows(v, at[2], stride[2], k_token, channels, _ONE, value)
-    if want_bias:
-        dbias[b * (len(q_start) - 1) + cell, h] = 0
-    for first in range(0, len(q_token), LANES):
-        token, relative = q_token[first : first + LANES], q_relative[first : first + LANES]
-        lanes, terms = _round_up(len(token), 8), _round_up(len(token), 4)
-        block_lse[:], delta[:] = 0, 0  # lanes beyond the last query stay finite
-        for i in range(len(token)):
-            block_lse[i] = lse[b, h, token[i]]
-        _read_columns(q, at[0], stride[0], token, channels, scale, query)
-        _products(key, query, lanes, weights)
-        _add_bias(bias[h], relative, k_relative, weights)
-        _probabilities(weights, len(k_token), lanes, block_lse)
-        if want_v:
-            _read_rows(grad, at[4], stride[4], token, channels, _ONE, dout_rows)
-            _mixtures(weights, LANES, 1, terms, dout_rows, channels, first == 0, dvalue)
-        if not want_logits:
+    queries, parts = rows[0, 1] * cols[0, 1], rows.shape[0] * cols.shape[0]
+    needs_table = layout.masked or len(bias) > 0
+    for start in range(0, queries, LANES):
+        count = min(LANES, queries - start)
+        lanes, first = round_up(count, WIDTH), True
+        fill_places(layout, rows[0], cols[0], 0, start, count, own)
+        read_rows(tensors.grad, at[4], strides[4, 1], own[0], count, channels, depth, room.b)
+        row_dots(tensors.out, at[3], strides[3, 1], room.b, depth, own[0], count, channels, room.sum)
+        for i in range(count):
+            delta[own[0, i]] = room.sum[i]
+            room.peak[i] = lse[own[0, i]] * LOG2_E
+        if not (want_q or want_k or want_v or want_bias):
             continue
-        _read_columns(grad, at[4], stride[4], token, channels, _ONE, dout)
-        _products(value, dout, lanes, dweights)
-        _row_dots(grad, at[4], stride[4], out, at[3], stride[3], token, channels, delta)
-        _softmax_gradient(weights, dweights, delta, lanes)
-        if want_bias:
-            _add_to_bias(weights, relative, k_relative, dbias[b * (len(q_start) - 1) + cell, h])
+        read_rows(tensors.q, at[0], strides[0, 1], own[0], count, channels, depth, room.a)
+        transpose(room.a_cols, 0, lanes, room.a, 0, depth, lanes, depth, scale * LOG2_E)
+        transpose(room.b_cols, 0, lanes, room.b, 0, depth, lanes, depth, ONE)
+        for part in range(parts):
+            row, col = rows[part // cols.shape[0]], cols[part % cols.shape[0]]
+            keys = row[3] * col[3]
+            for key in range(0, keys, layout.block):
+                others = min(layout.block, keys - key)
+                alone = parts == 1 and queries <= LANES and others == keys
+                fill_places(layout, row, col, 2, key, others, other)
+                read_rows(tensors.k, at[1], strides[1, 1], other[0], others, channels, depth, room.c)
+                read_rows(tensors.v, at[2], strides[2, 1], other[0], others, channels, depth, room.d)
+                if kind != kept or not alone:
+                    if needs_table:
+                        pair_table(layout, own, other, count, others, lanes, True, bias, room.table)
+                    room.slots[: others * lanes] = 0
+                    kept = kind if alone else np.int64(-1)
+                _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
+                multiply(
+                    room.dweights, 0, lanes, room.nothing, 0, 0, room.d, 0, depth, 1, room.b_cols, 0, lanes,
+                    others, lanes, channels,
+                )  # fmt: skip
+                probabilities_and_gradient(room.weights, room.dweights, others, lanes, room.peak, room.sum)
+                if want_bias:
+                    accumulate(room.dweights, room.slots, others * lanes)
+                    if last or not alone:
+                        add_to_bias(layout, room.slots, lanes, own, other, count, others, dbias)
+                if want_q:
+                    _mix(room.sums, first, room.dweights, lanes, room.c, depth, count, others, room.nothing)
+                    first = False
+                if want_v:
+                    _mix_back(room.more_sums, room.weights, lanes, room.b, depth, count, others, room.nothing)
+                    write_rows(
+                        room.more_sums, depth, ONE, tensors.dv, at[7], strides[7, 1], other[0], others, channels,
+                        start == 0,
+                    )  # fmt: skip
+                if want_k:
+                    _mix_back(room.more_sums, room.dweights, lanes, room.a, depth, count, others, room.nothing)
+                    write_rows(
+                        room.more_sums, depth, scale, tensors.dk, at[6], strides[6, 1], other[0], others, channels,
+                        start == 0,
+                    )  # fmt: skip
         if want_q:
-            _mixtures(weights, 1, LANES, inner, key, channels, True, dquery)
-            _write_rows(dquery, scale, dq, at[5], stride[5], token, channels)
+            write_rows(room.sums, depth, scale, tensors.dq, at[5], strides[5, 1], own[0], count, channels, True)
+    return kept
+
+
+@_parallel
+def key_kernel(tensors, strides, layout, bias, lse, delta, wanted, channels, scale, scratch, places):
+    """Write the gradients of keys and values that `wanted` (q, k, v, bias) names, by tiles of keys."""
+    for work in numba.prange(lse.shape[0] * layout.chunks):
+        thread = numba.get_thread_id()
+        _key_chunk(
+            np.int64(work), tensors, strides, layout, bias, lse, delta, wanted, channels, scale,
+            scratch[thread], places[thread],
+        )  # fmt: skip
+
+
+@jit
+def _key_chunk(work, tensors, strides, layout, bias, lse, delta, wanted, channels, scale, memory, places):
+    head, begin, end = _chunk(work, layout)
+    depth = round_up(channels, WIDTH)
+    room = cut_room(memory, depth, layout.lanes, layout.block)
+    kept = np.int64(-1)
+    for n in range(begin, end):
+        image, kind = layout.items[n, 0], layout.items[n, 3]
+        rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
+        kept = _key_tile(
+            image, head, rows, cols, kind, kept, tensors, strides, layout, bias[head], lse[head, image],
+            delta[head, image], wanted, channels, depth, scale, room, places,
+        )  # fmt: skip
+
+
+@jit
+def _key_tile(
+    image, head, rows, cols, kind, kept, tensors, strides, layout, bias, lse, delta, wanted,
+    channels, depth, scale, room, places,
+):  # fmt: skip
+    """The gradients of one tile of keys."""
+    at = image * strides[:, 0] + head * strides[:, 2]
+    own, other = places[0], places[1]
+    want_k, want_v = wanted[1], wanted[2]
+    keys, parts = rows[0, 3] * cols[0, 3], rows.shape[0] * cols.shape[0]
+    needs_table = layout.masked or len(bias) > 0
+    for start in range(0, keys, LANES):
+        count = min(LANES, keys - start)
+        lanes, first = round_up(count, WIDTH), True
+        fill_places(layout, rows[0], cols[0], 2, start, count, own)
+        read_rows(tensors.k, at[1], strides[1, 1], own[0], count, channels, depth, room.a)
+        transpose(room.a_cols, 0, lanes, room.a, 0, depth, lanes, depth, scale * LOG2_E)
         if want_k:
-            _read_rows(q, at[0], stride[0], token, channels, scale, query_rows)
-            _mixtures(weights, LANES, 1, terms, query_rows, channels, first == 0, dkey)
-    if want_k:
-        _write_rows(dkey, _ONE, dk, at[6], stride[6], k_token, channels)
-    if want_v:
-        _write_rows(dvalue, _ONE, dv, at[7], stride[7], k_token, channels)
-
-
-@_inlined
-def _round_up(n, multiple):
-    return (n + multiple - 1) // multiple * multiple
-
-
-@_inlined
-def _folds(channels):
-    """How many tables of 64 lanes the channels take."""
-    return (channels + LANES - 1) // LANES
-
-
-@_inlined
-def _cut(scratch, rows):
-    """A table of the first rows, and the rest of the scratch memory."""
-    return scratch[:rows], scratch[rows:]
-
-
-@_jit
-def _read_columns(x, at, stride, token, channels, factor, columns):
-    """columns[c, i] = factor * x[token i, channel c]; x holds a head's token 0 at `at`, the next `stride` further."""
-    lanes = _round_up(len(token), GROUP)
-    columns[channels:, :lanes] = 0
-    columns[:, len(token) : lanes] = 0
-    for i in range(len(token)):
-        base = _U(at + token[i] * stride)
-        for c in range(channels):
-            columns[c, i] = factor * x[base + _U(c)]
-
-
-@_jit
-def _read_rows(x, at, stride, token, channels, factor, rows):
-    """rows[j, c] = factor * x[token j, channel c], folded."""
-    height = len(rows) // _folds(channels)
-    for fold in range(_folds(channels)):
-        part = rows[fold * height : (fold + 1) * height]
-        used = min(LANES, channels - fold * LANES)
-        lanes = _round_up(used, GROUP)
-        part[:, used:lanes] = 0
-        part[len(token) :, :lanes] = 0
-        for j in range(len(token)):
-            base = _U(at + token[j] * stride + fold * LANES)
-            for c in range(used):
-                part[j, c] = factor * x[base + _U(c)]
-
-
-@_jit
-def _write_rows(rows, factor, x, at, stride, token, channels):
-    """x[token j, channel c] = factor * rows[j, c], unfolded."""
-    height = len(rows) // _folds(channels)
-    for fold in range(_folds(channels)):
-        part = rows[fold * height : (fold + 1) * height]
-        for j in range(len(token)):
-            base = _U(at + token[j] * stride + fold * LANES)
-            for c in range(min(LANES, channels - fold * LANES)):
-                x[base + _U(c)] = factor * part[j, c]
-
-
-@_jit
-def _row_dots(x, x_at, x_stride, y, y_at, y_stride, token, channels, result):
-    """result[i] = x[token i] . y[token i]."""
-    for i in range(len(token)):
-        result[i] = _dot(x, _U(x_at + token[i] * x_stride), y, _U(y_at + token[i] * y_stride), channels)
-
-
-@numba.njit(cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def _dot(x, x_at, y, y_at, channels):
-    total = np.float32(0)
-    for c in range(_U(channels)):  # the sum may be taken in any order: eight lanes at a time
-        total += x[x_at + c] * y[y_at + c]
-    return total
-
-
-@_jit
-def _add_bias(bias, q_relative, k_relative, weights):
-    """weights[j, i] += bias[relative of query i - relative of key j]; a bias without entries adds nothing."""
-    if len(bias):
-        for j in range(len(k_relative)):
-            of_key = k_relative[j]
-            for i in range(len(q_relative)):
-                weights[j, i] += bias[_U(q_relative[i] - of_key)]
-
-
-@_jit
-def _add_to_bias(weights, q_relative, k_relative, bias):
-    """The transpose of `_add_bias`: bias[relative of query i - relative of key j] += weights[j, i]."""
-    for j in range(len(k_relative)):
-        of_key = k_relative[j]
-        for i in range(len(q_relative)):
-            bias[_U(q_relative[i] - of_key)] += weights[j, i]
-
-
-@_jit
-def _softmax(weights, keys, lanes, lse):
-    """Softmax of every column over its first `keys` rows, in place; lse: the logsumexp of every column."""
-    largest, total = np.full(LANES, _LOWEST), np.zeros(LANES, np.float32)
-    for j in range(keys):
-        for i in range(lanes):
-            largest[i] = weights[j, i] if weights[j, i] > largest[i] else largest[i]
-    for j in range(keys):
-        for i in range(lanes):
-            weights[j, i] = exp32(weights[j, i] - largest[i])
-            total[i] += weights[j, i]
-    for i in range(lanes):
-        lse[i] = largest[i] + np.log(total[i])
-        total[i] = np.float32(1) / total[i]
-    for j in range(keys):
-        for i in range(lanes):
-            weights[j, i] *= total[i]
-
-
-@_jit
-def _probabilities(weights, keys, lanes, lse):
-    """exp(weights - lse of the column) in place: the softmax again, from its saved logsumexp."""
-    for j in range(keys):
-        for i in range(lanes):
-            weights[j, i] = exp32(weights[j, i] - lse[i])
-
-
-@_jit
-def _softmax_gradient(weights, dweights, delta, lanes):
-    """weights * (dweights - delta of the column) in place: from probabilities to the gradient of the logits."""
-    for j in range(len(weights)):
-        for i in range(lanes):
-            weights[j, i] *= dweights[j, i] - delta[i]
-
-
-@_jit
-def _products(rows, columns, lanes, weights):
-    """weights[j, i] = rows[j] . columns[:, i], the sum over channels; 0 for the padding of either."""
-    height, depth, lanes = len(weights), len(columns), _round_up(lanes, GROUP)
-    for first in range(0, depth, LANES):
-        part = rows[first // LANES * height :]
-        inner = min(LANES, depth - first)
-        _multiply_add(weights, part, LANES, 1, columns[first:], height, lanes, inner, first == 0)
-
-
-@_jit
-def _mixtures(weights, w_row, w_col, inner, rows, channels, fresh, mixed):
-    """mixed[a] (+)= sum over b < inner of weights[a * w_row + b * w_col] rows[b], for every channel; fresh: =, not +=.
-
-    (w_row, w_col) = (1, LANES): a is a query, b a key; (LANES, 1): a is a key, b a query.
-    """
-    count = _folds(channels)
-    to, of = len(mixed) // count, len(rows) // count
-    for fold in range(count):
-        lanes = min(LANES, _round_up(channels, GROUP) - fold * LANES)
-        _multiply_add(mixed[fold * to :], weights, w_row, w_col, rows[fold * of :], to, lanes, inner, fresh)
-
-
-@_jit
-def _multiply_add(c, a, a_row, a_col, b, rows, lanes, inner, fresh):
-    """c[i, l] (+)= sum over j of a[i, j] b[j, l], with a[i, j] at i * a_row + j * a_col; rows in fours.
-
-    Four rows of two vectors stay in registers while j runs.
-    """
-    flat_a, flat_b, flat_c = a.ravel(), b.ravel(), c.ravel()
-    row, col = _U(a_row), _U(a_col)
-    for i in range(_U(0), _U(rows), _U(4)):
-        for lane in range(_U(0), _U(lanes), _STRIDE):
-            at, c0 = i * row, i * _PITCH + lane
-            c1, c2, c3 = c0 + _PITCH, c0 + _PITCH + _PITCH, c0 + _PITCH + _PITCH + _PITCH
-            s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zeros()
-            if not fresh:
-                s0, t0 = load(flat_c, c0), load(flat_c, c0 + _HALF)
-                s1, t1 = load(flat_c, c1), load(flat_c, c1 + _HALF)
-                s2, t2 = load(flat_c, c2), load(flat_c, c2 + _HALF)
-                s3, t3 = load(flat_c, c3), load(flat_c, c3 + _HALF)
-            for j in range(_U(inner)):
-                x, y = load(flat_b, j * _PITCH + lane), load(flat_b, j * _PITCH + lane + _HALF)
-                a0, a1, a2, a3 = flat_a[at], flat_a[at + row], flat_a[at + row + row], flat_a[at + row + row + row]
-                s0, t0 = multiply_add(a0, x, s0), multiply_add(a0, y, t0)
-                s1, t1 = multiply_add(a1, x, s1), multiply_add(a1, y, t1)
-                s2, t2 = multiply_add(a2, x, s2), multiply_add(a2, y, t2)
-                s3, t3 = multiply_add(a3, x, s3), multiply_add(a3, y, t3)
-                at += col
-            store(flat_c, c0, s0)
-            store(flat_c, c0 + _HALF, t0)
-            store(flat_c, c1, s1)
-            store(flat_c, c1 + _HALF, t1)
-            store(flat_c, c2, s2)
-            store(flat_c, c2 + _HALF, t2)
-            store(flat_c, c3, s3)
-            store(flat_c, c3 + _HALF, t3)
+            read_rows(tensors.v, at[2], strides[2, 1], own[0], count, channels, depth, room.b)
+            transpose(room.b_cols, 0, lanes, room.b, 0, depth, lanes, depth, ONE)
+        for part in range(parts):
+            row, col = rows[part // cols.shape[0]], cols[part % cols.shape[0]]
+            queries = row[1] * col[1]
+            for query in range(0, queries, layout.block):
+                others = min(layout.block, queries - query)
+                fill_places(layout, row, col, 0, query, others, other)
+                read_rows(tensors.q, at[0], strides[0, 1], other[0], others, channels, depth, room.c)
+                read_rows(tensors.grad, at[4], strides[4, 1], other[0], others, channels, depth, room.d)
+                if needs_table and kind != kept:
+                    pair_table(layout, own, other, count, others, lanes, False, bias, room.table)
+                    kept = kind if parts == 1 and keys <= LANES and others == queries else np.int64(-1)
+                _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
+                if want_k:
+                    multiply(
+                        room.dweights, 0, lanes, room.nothing, 0, 0, room.d, 0, depth, 1, room.b_cols, 0, lanes,
+                        others, lanes, channels,
+                    )  # fmt: skip
+                    probabilities_and_gradient_by_row(
+                        room.weights, room.dweights, others, lanes, lse, delta, other[0]
+                    )
+                    _mix(room.more_sums, first, room.dweights, lanes, room.c, depth, count, others, room.nothing)
+                else:
+                    probabilities_by_row(room.weights, others, lanes, lse, other[0])
+                if want_v:
+                    _mix(room.sums, first, room.weights, lanes, room.d, depth, count, others, room.nothing)
+                first = False
+        if want_k:
+            write_rows(room.more_sums, depth, scale, tensors.dk, at[6], strides[6, 1], own[0], count, channels, True)
+        if want_v:
+            write_rows(room.sums, depth, ONE, tensors.dv, at[7], strides[7, 1], own[0], count, channels, True)
+    return kept

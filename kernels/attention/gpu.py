@@ -1,194 +1,143 @@
-"""Neighbourhood attention on a GPU: launches the Triton kernels of `gpu_kernels`, forward and backward."""
+"""Neighbourhood attention on a GPU: which Triton kernels make an output and its gradients.
 
-import contextlib
-from functools import lru_cache
-from typing import Any, NamedTuple
+`parts` puts an attention together from calls with one pattern for all heads; `Triton` answers such a call.
+"""
 
 import torch
-import torch.nn.functional as F
 import triton
 
 from kernels.backends import BackendUnavailable
 
-from . import Attention
-from .gpu_kernels import bias_kernel, forward_kernel, key_value_kernel, query_kernel
-from .pattern import Cells, Pattern, swin
+from . import parts
+from .gpu_backward import bias_kernel, delta_kernel, key_value_kernel, query_kernel
+from .gpu_bias import add_pairs
+from .gpu_kernels import forward_kernel
+from .gpu_launch import Call
+from .gpu_specs import compile_specs
+from .gpu_window import window_kernel
+from .parts import Attention, Gradients, Maybe
+from .tiles import Plan
+
+__all__ = ["MOST_CHANNELS", "Triton", "backward", "compile_specs", "forward"]
 
 #: A program holds whole rows of channels in registers.
 MOST_CHANNELS = 128
-#: The partial sums of the bias gradient: at most so many groups of cells, and so much memory.
-MOST_GROUPS = 64
+#: Where programs sum the bias gradient over many tiles: so many of them, and at most so much memory for their sums.
+PROGRAMS = 1024
 PARTIAL_BYTES = 64 * 2**20
 
 
-class Call(NamedTuple):
-    """What the launches of one attention have in common."""
-
-    inputs: tuple[torch.Tensor, ...]  # q, k, v in one layout; bias
-    numbers: tuple[Any, ...]  # the arguments from `rows` to `sh` of every kernel
-    constants: dict[str, int | bool]
-    items: int  # (image, cell) pairs
-
-
 def forward(
-    settings: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
-    """Output (B, H, W, heads, d), and what `backward` needs."""
-    batch, height, width, heads, _ = q.shape
-    out = q.new_empty(q.shape)
-    lse = q.new_empty(batch, heads, height, width, dtype=torch.float32)
-    call = _prepare(settings, q, k, v, bias)
-    _launch(forward_kernel, call, call.items * _tiles(call, "Q") * heads, out, lse)
-    return out, (q, k, v, bias, out, lse)
+    settings: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Maybe, extra_k: Maybe, extra_v: Maybe
+) -> tuple[torch.Tensor, tuple[Maybe, ...]]:
+    """Output (B, H, W, heads, d), and what `backward` needs.
+
+    Raises:
+        BackendUnavailable: the heads have too many channels.
+    """
+    if q.shape[-1] > MOST_CHANNELS:
+        raise BackendUnavailable(
+            f"backend='triton' takes at most {MOST_CHANNELS} channels a head; got {q.shape[-1]}: "
+            "use backend='reference'."
+        )
+    return parts.forward(Triton(), settings, q, k, v, bias, extra_k, extra_v)
 
 
 def backward(
-    settings: Attention, needs: tuple[bool, ...], grad: torch.Tensor, saved: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of q, k, v and the bias; None for those not needed."""
-    q, k, v, bias, out, lse = saved
-    heads = q.shape[3]
-    call = _prepare(settings, q, k, v, bias)
-    known = (out, lse, grad.contiguous())
-    written = (needs[0], needs[1], needs[1] or needs[2])
-    dq, dk, dv = (q.new_empty(q.shape if w else 0) for w in written)
-    if needs[0]:
-        _launch(query_kernel, call, call.items * _tiles(call, "Q") * heads, *known, dq)
-    if needs[1] or needs[2]:
-        _launch(key_value_kernel, call, call.items * _tiles(call, "K") * heads, *known, dk, dv, WANT_K=needs[1])
-    dbias = _bias_gradient(settings.pattern, call, heads, *known).to(bias.dtype) if needs[3] else None
-    return tuple(g if needed else None for g, needed in zip((dq, dk, dv, dbias), needs, strict=True))
+    settings: Attention, needs: tuple[bool, ...], grad: torch.Tensor, saved: tuple[Maybe, ...]
+) -> tuple[Maybe, ...]:
+    """Gradients of q, k, v, the bias and the extra keys and values; None for those not needed."""
+    return parts.backward(Triton(), settings, needs, grad, saved)
 
 
-def _bias_gradient(
-    pattern: Pattern, call: Call, heads: int, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor
-) -> torch.Tensor:
-    """Sum the logits' gradient over images and cells slot by slot, then over slots that are equally far apart."""
-    queries, keys = call.constants["QUERIES"], call.constants["KEYS"]
-    groups = max(1, min(call.items, MOST_GROUPS, PARTIAL_BYTES // (4 * heads * queries * keys)))
-    share = triton.cdiv(call.items, groups)
-    groups = triton.cdiv(call.items, share)
-    partial = lse.new_empty(groups, heads, queries, keys)
-    programs = groups * _tiles(call, "Q") * _tiles(call, "K") * heads
-    _launch(bias_kernel, call, programs, out, lse, grad, partial, last=(call.items, share))
-    kh, kw = pattern.rows.kernel, pattern.cols.kernel
-    pairs = partial.sum(0).view(heads, kh, kw, kh, kw).transpose(2, 3)  # heads, rows of query and key, columns of both
-    by_col = _sum_by_distance(pairs).movedim(3, 1)
-    return _sum_by_distance(by_col).transpose(1, 2).contiguous()
+class Triton:
+    """The engine that `parts` calls; `parts.Engine` says what its arguments are."""
+
+    def attend(
+        self, settings: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Maybe, out: torch.Tensor,
+        lse: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Write the output and the logsumexp."""
+        call = Call(settings, q, k, v, bias, out)
+        programs, tiled = call.tiled("query")
+        call.launch(forward_kernel, programs, out=out, lse=lse, **tiled)
+
+    def differentiate(
+        self, settings: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: Maybe, out: torch.Tensor,
+        lse: torch.Tensor, grad: torch.Tensor, gradients: Gradients,
+    ) -> None:  # fmt: skip
+        """Write the gradients that are asked for."""
+        call = Call(settings, q, k, v, bias, out)
+        dq, dk, dv = gradients.q, gradients.k, gradients.v
+        if dq is not None and dk is not None and dv is not None and call.arranged("query").apart:
+            _windows(call, out, lse, grad, gradients)
+            return
+        given = {"grad": grad, "lse": lse, "delta": _delta(call, out, lse, grad)}
+        if dq is not None:
+            programs, tiled = call.tiled("query")
+            call.launch(query_kernel, programs, dq=dq, **given, **tiled)
+        if dk is not None or dv is not None:
+            programs, tiled = call.tiled("key")
+            wanted = {"WANT_K": dk is not None, "WANT_V": dv is not None}
+            unused = grad  # stands for a gradient that is not written
+            dk, dv = (unused if t is None else t for t in (dk, dv))
+            call.launch(key_value_kernel, programs, dk=dk, dv=dv, **wanted, **given, **tiled)
+        if gradients.bias is not None:
+            _bias(call, given, gradients.bias)
 
 
-def _sum_by_distance(pairs: torch.Tensor) -> torch.Tensor:
-    """(..., n, n) of (query slot, key slot) -> (..., 2 n - 1), entry e the sum where query - key = e - (n - 1).
-
-    With the keys reversed these are sums along antidiagonals. Rows padded to 2 n and read back as rows of 2 n - 1 are
-    shifted by one more for each row, which turns antidiagonals into columns.
-    """
-    n = pairs.shape[-1]
-    shifted = F.pad(pairs.flip(-1), (0, n)).flatten(-2)[..., :-n]
-    return shifted.unflatten(-1, (n, 2 * n - 1)).sum(-2)
+def _delta(call: Call, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """(heads, B, H, W): the sum over channels of out times grad."""
+    delta, block = torch.empty_like(lse), 64
+    tokens, constants = lse[0].numel(), call.arranged("query").constants
+    sizes = {"tokens": tokens, "D": constants["D"], "BLOCK_D": constants["BLOCK_D"], "BLOCK_Q": block}
+    call.launch(delta_kernel, triton.cdiv(tokens, block), out=out, grad=grad, delta=delta, **sizes)
+    return delta
 
 
-def _prepare(settings: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> Call:
-    batch, height, width, heads, channels = q.shape
-    if channels > MOST_CHANNELS:
-        raise BackendUnavailable(
-            f"backend='triton' takes at most {MOST_CHANNELS} channels a head; got {channels}: use backend='reference'."
-        )
-    if not (q.stride() == k.stride() == v.stride() and q.stride(4) == 1):
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    pattern = settings.pattern
-    rows, cols = pattern.rows.cells(height), pattern.cols.cells(width)
-    constants = _constants(pattern, rows, cols, channels, q.dtype) | {"HAS_BIAS": bias is not None}
-    down, across = len(rows.table), len(cols.table)
-    tables = _tables(pattern, (height, width), q.device)
-    numbers = (*tables, settings.scale, height, width, heads, down, across, *q.stride()[:4])
-    inputs = (q, k, v, q if bias is None else bias.contiguous())
-    return Call(inputs, numbers, constants, batch * down * across)
+def _windows(call: Call, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor, gradients: Gradients) -> None:
+    """All gradients at once, of a pattern whose windows share no keys."""
+    items, tiled = call.tiled("query")
+    wanted = gradients.bias is not None
+    pairs = tiled["QUERIES"] * tiled["KEYS"]
+    share = triton.cdiv(items, _splits(items, call.heads, call.heads * pairs)) if wanted else 1
+    splits = triton.cdiv(items, share)
+    partial = lse.new_empty(splits, call.heads, tiled["QUERIES"], tiled["KEYS"]) if wanted else lse
+    written = {"dq": gradients.q, "dk": gradients.k, "dv": gradients.v, "partial": partial}
+    given = {"grad": grad, "lse": lse, "out": out, "share": share, "WANT_BIAS": wanted}
+    call.launch(window_kernel, splits, **written, **given, **tiled)
+    if gradients.bias is not None:
+        total = gradients.bias.new_zeros(gradients.bias.shape, dtype=torch.float32)
+        arranged = call.arranged("query")
+        offset = arranged.groups[0][0].offset, arranged.groups[1][0].offset
+        add_pairs(total, partial.sum(0)[None], _slots(arranged.plan), [offset])
+        gradients.bias.copy_(total)
 
 
-@lru_cache(maxsize=64)
-def _tables(pattern: Pattern, grid: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, cols = pattern.rows.cells(grid[0]), pattern.cols.cells(grid[1])
-    return torch.tensor(rows.table, device=device), torch.tensor(cols.table, device=device)
+def _bias(call: Call, given: dict[str, torch.Tensor], dbias: torch.Tensor) -> None:
+    """The gradient of the bias, from as many groups of tiles at a time as there is memory for."""
+    arranged, (_, tiled) = call.arranged("query"), call.tiled("query")
+    groups = [(row, col) for row in arranged.groups[0] for col in arranged.groups[1]]
+    largest = call.batch * max(row.count * col.count for row, col in groups)
+    chunks = triton.cdiv(tiled["QUERIES"], tiled["BLOCK_Q"]) * triton.cdiv(tiled["KEYS"], tiled["BLOCK_K"])
+    slots = tiled["QUERIES"] * tiled["KEYS"]
+    splits = _splits(largest, call.heads * chunks * len(groups), call.heads * len(groups) * slots)
+    at_once = max(1, PARTIAL_BYTES // (4 * splits * call.heads * slots))
+    total = dbias.new_zeros(dbias.shape, dtype=torch.float32)
+    for n in range(0, len(groups), at_once):
+        own = groups[n : n + at_once]
+        partial = total.new_empty(len(own), splits, call.heads, tiled["QUERIES"], tiled["KEYS"])
+        more = tiled | {"groups": tiled["groups"][n : n + at_once], "partial": partial, "splits": splits}
+        call.launch(bias_kernel, len(own) * splits * chunks, **given, **more)
+        add_pairs(total, partial.sum(1), _slots(arranged.plan), [(row.offset, col.offset) for row, col in own])
+    dbias.copy_(total)
 
 
-def _constants(pattern: Pattern, rows: Cells, cols: Cells, channels: int, dtype: torch.dtype) -> dict[str, int | bool]:
-    """The compile-time arguments of a kernel: slots, bias table and tiles."""
-    _, table_rows, table = pattern.bias_shape(1)
-    queries, keys = rows.queries * cols.queries, rows.keys * cols.keys
-    block_d = max(16, triton.next_power_of_2(channels))
-    # The largest tiles that were seen to compile without spilling registers, on sm_90 at 16 to 128 channels.
-    most_queries, most_keys = 64, 64
-    if dtype == torch.float32:
-        most_queries, most_keys = (64, 32) if block_d <= 64 else (32, 16)
-    return {
-        "QUERIES": queries,
-        "QUERY_COLS": cols.queries,
-        "KEYS": keys,
-        "KEY_COLS": cols.keys,
-        "TABLE": table,
-        "CENTRE": (pattern.rows.kernel - 1) * table + pattern.cols.kernel - 1,
-        "TABLE_SIZE": table_rows * table,
-        "D": channels,
-        "BLOCK_D": block_d,
-        "BLOCK_Q": min(most_queries, max(16, triton.next_power_of_2(queries))),
-        "BLOCK_K": min(most_keys, max(16, triton.next_power_of_2(keys))),
-    }
+def _slots(plan: Plan) -> tuple[int, int, int, int]:
+    """Rows and columns of a tile's queries, then of its keys."""
+    return plan.rows.queries, plan.cols.queries, plan.rows.keys, plan.cols.keys
 
 
-def _options(kernel: Any, constants: dict[str, int | bool], dtype: torch.dtype) -> tuple[dict[str, int | bool], int]:
-    """The compile-time arguments for one kernel, and its warps."""
-    # Loops that carry two tiles of sums, or a large one, have no registers to spare for tiles on their way.
-    stages = 1 if kernel in (key_value_kernel, bias_kernel) else 3
-    light = dtype != torch.float32 and constants["BLOCK_D"] <= 32 and kernel is not bias_kernel
-    return constants | {"STAGES": stages}, 4 if light else 8
-
-
-def _tiles(call: Call, side: str) -> int:
-    """Tiles of the queries ("Q") or keys ("K") of a cell."""
-    slots = call.constants["QUERIES" if side == "Q" else "KEYS"]
-    return triton.cdiv(slots, call.constants[f"BLOCK_{side}"])
-
-
-def _launch(
-    kernel: Any, call: Call, programs: int, *tensors: torch.Tensor, last: tuple[int, ...] = (), **constants: bool
-) -> None:
-    device, dtype = call.inputs[0].device, call.inputs[0].dtype
-    fixed, warps = _options(kernel, call.constants | constants, dtype)
-    # Triton launches on the current device, which need not be the tensors'.
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[(programs,)](*call.inputs, *tensors, *call.numbers, *last, **fixed, num_warps=warps)
-
-
-def compile_specs() -> list[dict[str, Any]]:
-    """Representative configurations for ahead-of-time compilation (kernels/inspect.py): window 7 and 32 channels."""
-    pattern = swin(7)
-    rows, cols = pattern.rows.cells(56), pattern.cols.cells(56)
-    specs = []
-    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
-        constants = _constants(pattern, rows, cols, 32, dtype) | {"HAS_BIAS": True}
-        for kernel in (forward_kernel, query_kernel, key_value_kernel, bias_kernel):
-            own = constants | ({"WANT_K": True} if kernel is key_value_kernel else {})
-            fixed, warps = _options(kernel, own, dtype)
-            signature = {argument: _type(argument, name, fixed) for argument in kernel.arg_names}
-            aligned = [i for i, (n, t) in enumerate(signature.items()) if t[0] == "*" or n in ("sb", "sr", "sc", "sh")]
-            specs.append({
-                "op": "attention",
-                "name": f"{kernel.__name__} {name}",
-                "fn": kernel,
-                "signature": signature,
-                "constexprs": fixed,
-                "attrs": {(i,): [["tt.divisibility", 16]] for i in aligned},
-                "num_warps": warps,
-            })  # fmt: skip
-    return specs
-
-
-def _type(argument: str, dtype: str, constants: dict[str, int | bool]) -> str:
-    """The type of a kernel's argument in Triton's notation."""
-    if argument in constants:
-        return "constexpr"
-    if argument in ("q", "k", "v", "bias", "out", "grad", "dq", "dk", "dv"):
-        return f"*{dtype}"
-    known = {"lse": "*fp32", "partial": "*fp32", "rows": "*i32", "cols": "*i32", "scale": "fp32"}
-    return known.get(argument, "i32")
+def _splits(items: int, programs: int, slots: int) -> int:
+    """Into how many parts to split a sum over items, if every part takes so many programs and sums."""
+    return max(1, min(items, triton.cdiv(PROGRAMS, programs), PARTIAL_BYTES // (4 * slots)))

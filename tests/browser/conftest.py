@@ -67,10 +67,10 @@ class Visit:
         if not request.url.startswith((self.address, self.address.replace("http", "ws"), "data:", "blob:")):
             self.foreign.append(request.url)
 
-    def open(self, query: str = "") -> "Visit":
-        """Load the page and wait until its figures are drawn and its numbers shown."""
+    def open(self, query: str = "", shown: str = "mass within 3 cells") -> "Visit":
+        """Load the page and wait until its figures are drawn and its numbers shown, one of which is named `shown`."""
         self.page.goto(self.address + query)
-        self.page.wait_for_selector("text=mass within 3 cells", timeout=60_000)
+        self.page.wait_for_selector(f"text={shown}", timeout=60_000)
         self.page.wait_for_selector("canvas", timeout=60_000)
         self.page.wait_for_function("() => Bokeh.documents.length && Bokeh.documents.every(d => d.is_idle)")
         return self

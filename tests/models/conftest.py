@@ -42,7 +42,20 @@ def small() -> Callable[..., VisionModel]:
         usual = variant(name).defaults()
         stages = range(len(usual["dims"]))
         if "heads" in usual:
-            config = {"heads": [2**i for i in stages], **config}
+            # An even number in every stage: some families split the heads in halves.
+            config = {"heads": [2 * 2**i for i in stages], **config}
         return load_model(name, **{"dims": [8 * 2**i for i in stages], "num_classes": 5, "device": "cpu", **config})
 
     return load
+
+
+@pytest.fixture
+def oblong() -> Callable[[VisionModel], tuple[int, int]]:
+    """The pixels, (rows, cols), of an image that a model takes: little larger than the smallest, and not square."""
+
+    def size(model: VisionModel) -> tuple[int, int]:
+        step = model.size_multiple
+        rows = -(-max(64, model.least_size) // step) * step
+        return rows, rows + max(step, 32 // step * step)
+
+    return size

@@ -98,6 +98,23 @@ def test_a_file_that_we_write_brings_its_settings_along(config, tmp_path):
     assert torch.equal(model(X), original(X))
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("swin_nano", {"heads": (6, 12), "window": 5, "padding": "keys"}),
+        ("cswin_nano", {"heads": (4, 12), "split": (3, 3)}),
+        ("dinat_nano", {"heads": (6, 12), "dilations": (2, 1), "kernel": 5}),
+        ("davit_nano", {"heads": (6, 12), "window": 5}),
+    ],
+)
+def test_heads_and_windows_come_from_the_shapes_or_from_the_note_where_no_shape_tells_them(name, config, tmp_path):
+    original = load_model(name, seed=4, **config)
+    save(original, tmp_path / "ours.safetensors")
+    model = load_model(name, weights=tmp_path / "ours.safetensors")
+    assert model.config == original.config
+    assert torch.equal(model(X), original(X))
+
+
 def test_a_released_gspn_file_is_merged_as_released_unless_told_otherwise(tmp_path):
     torch.save(load_model("gspn_nano").state_dict(), tmp_path / "w.pth")
     assert load_model("gspn_nano", weights=tmp_path / "w.pth").config["merge"] == "released"

@@ -1,10 +1,12 @@
 """Swin: equal to an independent implementation, and its windows follow the map where that one does not go."""
 
 import itertools
+import math
 import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import SwinConfig, SwinForImageClassification
 
 from workbench.models import load_model
@@ -139,6 +141,81 @@ def cell(place, side, shift):
     return tuple((i + side - shift) // side for i in place)
 
 
+# Padding
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "size"),
+    [
+        ("swin_nano", {}, (36, 52)),  # grids 18 x 26 and 9 x 13, windows of 8
+        ("swin_nano", {"window": 5}, (64, 44)),
+        ("swin_tiny", {}, (256, 288)),  # grids from 64 x 72 to 8 x 9; transformers has no smaller ones than a window
+    ],
+)
+def test_padded_logits_equal_those_of_transformers_which_pads_too(name, config, size, randomise):
+    model = load_model(name, padding="keys", **config)
+    randomise(model, seed=7)
+    theirs = same_weights_in_transformers(model)
+    x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        ours, expected = model(x), theirs(x, interpolate_pos_encoding=True).logits
+        cropped = load_model(name, **config)
+        cropped.load_state_dict(model.state_dict())
+        assert (cropped(x) - expected).abs().max() > 1e-2  # without padding the border reads other keys
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("grid", [(9, 8), (8, 20), (13, 10), (14, 15), (5, 9), (7, 3), (14, 21)])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_a_padded_block_equals_rolled_and_masked_windows_on_the_padded_map(grid, shift, randomise):
+    attn = WindowAttention(channels=6, heads=2, window=7, shift=shift, padding="keys").double()
+    randomise(attn, seed=grid[1])
+    x = torch.randn(2, *grid, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(10))
+    with torch.no_grad():
+        torch.testing.assert_close(attn(x), rolled_and_masked(attn, x))
+        state = attn.freeze(x)
+    side = min(7, *grid)
+    padded = tuple(math.ceil(n / side) * side for n in grid)
+    assert tuple(state.value.shape[2:]) == padded == attn.padded(grid)
+    assert state.unpadded == (None if padded == grid else grid)
+
+
+def rolled_and_masked(attn, x):
+    """The published way: pad, roll, cut into windows, mask what the roll brought together, and undo it all."""
+    rows, cols = x.shape[1:3]
+    side = min(7, rows, cols)
+    shift = attn.shift if min(rows, cols) > 7 else 0
+    x = F.pad(x, (0, 0, 0, -cols % side, 0, -rows % side))
+    padded = x.shape[1:3]
+    qkv = windows(attn.qkv(x.roll((-shift, -shift), (1, 2))), side).unflatten(-1, (3, 2, 3))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (windows, heads, positions, 3)
+    place = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).flatten(0, 1)
+    down, right = (place[:, None] - place + 6).unbind(-1)
+    bias = attn.relative_position_bias_table[13 * down + right].permute(2, 0, 1)
+    region = windows(regions(padded, side, shift).expand(len(x), -1, -1)[..., None], side)
+    apart = torch.where(region == region.transpose(1, 2), 0.0, -torch.inf).unsqueeze(1)
+    mixed = (q @ k.transpose(-1, -2) * 3**-0.5 + bias + apart).softmax(-1) @ v
+    mixed = mixed.transpose(1, 2).reshape(len(x), padded[0] // side, padded[1] // side, side, side, 6)
+    mixed = mixed.transpose(2, 3).reshape(len(x), *padded, 6).roll((shift, shift), (1, 2))
+    return attn.proj(mixed[:, :rows, :cols])
+
+
+def windows(x, side):
+    """(B, H, W, C) -> (B * windows, side * side, C)."""
+    x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
+    return x.transpose(2, 3).reshape(-1, side * side, x.shape[-1])
+
+
+def regions(padded, side, shift):
+    """The nine regions of the rolled map, numbered: positions of one region were neighbours before."""
+    marks = torch.zeros(padded, dtype=torch.float64)
+    if shift:
+        cuts = slice(0, -side), slice(-side, -shift), slice(-shift, None)
+        for number, (down, across) in enumerate(itertools.product(cuts, cuts)):
+            marks[down, across] = number
+    return marks
+
+
 def test_queries_keys_and_values_are_views_of_one_tensor():
     state = WindowAttention(channels=8, heads=2, window=7, shift=0).freeze(torch.randn(1, 9, 9, 8))
     assert state.q.untyped_storage().data_ptr() == state.v.untyped_storage().data_ptr()
@@ -154,6 +231,18 @@ def test_sides_must_be_multiples_of_the_last_patch():
     assert nano(torch.randn(1, 3, 36, 52)).shape == (1, 10)
     with pytest.raises(ValueError, match="multiples of 4 pixels; got 64 x 66"):
         nano(torch.randn(1, 3, 64, 66))
+
+
+def test_the_grids_of_padded_layers_are_the_padded_ones_and_the_strides_those_of_the_image():
+    layers = load_model("swin_nano", padding="keys").layers((36, 52))
+    assert [layer.grid for layer in layers] == [(24, 32)] * 2 + [(16, 16)] * 2
+    assert [layer.stride for layer in layers] == [(2, 2)] * 2 + [(4, 4)] * 2
+    assert [layer.grid for layer in load_model("swin_nano").layers((36, 52))] == [(18, 26)] * 2 + [(9, 13)] * 2
+
+
+def test_an_unknown_padding_is_answered_with_one_sentence():
+    with pytest.raises(ValueError, match=r"^There is no padding named 'zeros'\. Known: none, keys\.$"):
+        load_model("swin_nano", padding="zeros")
 
 
 def test_heads_must_divide_the_channels():

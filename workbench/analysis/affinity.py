@@ -1,4 +1,7 @@
-"""Who reads whom: one row or column of a mixing layer's operator, merged and for each group, with its numbers."""
+"""Who reads whom: one row or column of a mixing layer's operator, merged and for each group, with its numbers.
+
+Channel attention has no rows and columns over positions; there it is which channels each channel reads.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +9,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from workbench.operators import REDUCTIONS, SpatialOperator
+from workbench.operators import REDUCTIONS, ChannelOperator, SpatialOperator
 
 from .spec import record
 
@@ -15,6 +18,9 @@ RADII = (1, 3, 7)
 
 #: What a side shows, as the figures print it.
 SIDES = {"reads": "what it reads (row of A)", "heard": "where it is heard (column of A)"}
+
+#: The same for channel attention.
+OVER_CHANNELS = "what each channel reads (row of the d x d matrix)"
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,13 @@ class AffinitySpec:
     side: Literal["reads", "heard"] = "reads"
     channel: int | None = None
     reduce: str = "mean_abs"
+
+
+@dataclass(frozen=True)
+class ChannelSpec:
+    """reduce: how the matrices of all heads are combined, see `REDUCTIONS`."""
+
+    reduce: str = "mean"
 
 
 def affinity(op: SpatialOperator, spec: AffinitySpec) -> xr.Dataset:
@@ -43,7 +56,8 @@ def affinity(op: SpatialOperator, spec: AffinitySpec) -> xr.Dataset:
         sum. attrs hold the Spec.
 
     Raises:
-        ValueError: the position, channel, side or reduction does not exist.
+        ValueError: the position, channel, side or reduction does not exist, or the layer is channel attention, which
+            has no matrix over positions (see `channel_affinity`).
     """
     if spec.side not in SIDES:
         raise ValueError(f"side must be one of {', '.join(SIDES)}; got {spec.side!r}.")
@@ -63,12 +77,50 @@ def affinity(op: SpatialOperator, spec: AffinitySpec) -> xr.Dataset:
     )
 
 
+def channel_affinity(op: ChannelOperator, spec: ChannelSpec) -> xr.Dataset:
+    """The d x d matrices of a channel-attention layer: which channels of a head each channel reads.
+
+    Args:
+        op: the operator of a channel-attention layer.
+        spec: how heads are combined.
+
+    Returns:
+        merged (channel_out, channel_in); groups (group, channel_out, channel_in); and for "merged" and every head:
+        own (of), the mean share that a channel reads of its own number; effective_channels (of), the mean over rows of
+        exp(-sum of p log p), from 1 to d, with the row scaled to sum to 1; nonfinite (of). attrs hold the Spec.
+
+    Raises:
+        ValueError: the reduction does not exist.
+    """
+    maps = np.stack([m.values for m in (op.channel_matrix(reduce=spec.reduce), *map(op.channel_matrix, op.groups))])
+    finite = np.isfinite(maps)
+    mass = np.where(finite, maps, 0.0).astype(np.float64)
+    rows = mass / np.maximum(mass.sum(2, keepdims=True), np.finfo(np.float64).tiny)
+    entropy = -(rows * np.log(np.where(rows > 0, rows, 1.0))).sum(2)
+    attrs = record("channel affinity", spec, op.info)
+    attrs |= {"aggregation": _over_heads(spec.reduce), "side": OVER_CHANNELS}
+    return xr.Dataset(
+        {
+            "merged": (("channel_out", "channel_in"), maps[0]),
+            "groups": (("group", "channel_out", "channel_in"), maps[1:]),
+            "own": (("of",), np.diagonal(mass, axis1=1, axis2=2).mean(1)),
+            "effective_channels": (("of",), np.exp(entropy).mean(1)),
+            "nonfinite": (("of",), (~finite).sum((1, 2))),
+        },
+        coords={"of": ["merged", *op.groups], "group": list(op.groups)},
+        attrs=attrs,
+    )
+
+
 def aggregation(spec: AffinitySpec, op: SpatialOperator) -> str:
     """How channels were combined, in words."""
     if spec.channel is not None:
         return f"channel {spec.channel}"
-    words = REDUCTIONS[spec.reduce][0]
-    return words.replace("channels", "heads") if op.info["kind"] == "attention" else words
+    return _over_heads(spec.reduce) if op.info["kind"] == "attention" else REDUCTIONS[spec.reduce][0]
+
+
+def _over_heads(reduce: str) -> str:
+    return REDUCTIONS[reduce][0].replace("channels", "heads")
 
 
 def _numbers(maps: np.ndarray, position: tuple[int, int]) -> dict[str, np.ndarray]:

@@ -16,7 +16,8 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.images import Image
-from workbench.models.base import AttentionState, PropagationState, State, VisionModel
+from workbench.models.base import VisionModel
+from workbench.models.states import PropagationState, State
 from workbench.operators import operator
 
 from .spec import record
@@ -130,11 +131,7 @@ def mixing_cost(state: State) -> tuple[float, float]:
         reads = (state.value, state.gates, state.lam, state.u, state.skip)
         flops = 12.0 * state.lam.numel()
         return size * float(sum(t.numel() for t in reads) + state.value.numel()), flops
-    assert isinstance(state, AttentionState)
-    batch, height, width, heads, channels = state.q.shape
-    pairs = float(state.pattern.count((height, width)).sum())
-    bias = 0 if state.bias is None else state.bias.numel()
-    return size * float(4 * state.q.numel() + bias), 4.0 * batch * pairs * heads * channels
+    return size * state.least_values, state.flops
 
 
 def _layer_cost(mixer: torch.nn.Module, x: torch.Tensor, state: State) -> tuple[float, float]:

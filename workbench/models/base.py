@@ -1,20 +1,18 @@
 """What every model of the registry has in common: named mixing layers, their features, and their frozen state.
 
 A mixing layer moves information between positions. `Mixer.freeze` evaluates everything that the image decides (gates,
-attention weights) and returns a state; given the state, mixing is linear in the values. The forward pass and the
-pictures of `workbench.operators` both go through that state, so what is drawn is what ran.
+attention weights) and returns a state (states.py); given the state, mixing is linear in the values.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
-from kernels.attention import Pattern, attend
-from kernels.propagation import DIRECTIONS, propagate
 from workbench.names import unknown
+
+from .states import State
 
 
 class Layer(NamedTuple):
@@ -25,117 +23,6 @@ class Layer(NamedTuple):
     grid: tuple[int, int]
     stride: tuple[float, float]
     groups: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class PropagationState:
-    """A GSPN mixing layer frozen at an image.
-
-    value (B, C, H, W); gates (K, 3, B, C or 1, H, W); lam, u, skip (K, B, C, H, W); weight (K,), the learned weight of
-    each direction; merge "aligned" or "released"; chunk: lines per chunk or None.
-    """
-
-    value: torch.Tensor
-    gates: torch.Tensor
-    lam: torch.Tensor
-    u: torch.Tensor
-    skip: torch.Tensor
-    weight: torch.Tensor
-    merge: str
-    chunk: int | None
-    backend: str = "auto"
-    groups: tuple[str, ...] = DIRECTIONS
-
-    def contributions(self, v: torch.Tensor) -> torch.Tensor:
-        """What each direction adds to the output: m_k times `modulated`, (K, B, C, H, W)."""
-        return self.weight.view(-1, 1, 1, 1, 1) * self.modulated(v)
-
-    def modulated(self, v: torch.Tensor) -> torch.Tensor:
-        """Each direction's pass, not yet weighted: (B, C, H, W) or a v for each, (K, B, C, H, W) -> (K, B, C, H, W).
-
-        aligned:  U_k P_k^-1 scan(P_k v) + D_k v, everything in image coordinates.
-        released: U_k scan(P_k v) + D_k P_k v, where nothing is carried back to image coordinates.
-        """
-        directions = self.groups
-        if self.merge == "released":
-            v, directions = to_released_frames(v), ("left_right",) * len(self.groups)
-        h = propagate(v, self.gates, self.lam, directions=directions, chunk=self.chunk, backend=self.backend)
-        return torch.addcmul(self.skip * v, self.u, h)
-
-    def mix(self, v: torch.Tensor) -> torch.Tensor:
-        """The merged linear map, the sum of the contributions: (B, C, H, W) -> (B, C, H, W)."""
-        # Weighting and summing in one step reads the K maps once.
-        return torch.tensordot(self.weight, self.modulated(v), dims=1)
-
-
-def to_released_frames(v: torch.Tensor) -> torch.Tensor:
-    """[v, v^T, flip_W(v), flip_W(v^T)]: (B, C, N, N), or one for each, (4, B, C, N, N) -> (4, B, C, N, N).
-
-    Raises:
-        ValueError: the map is not square.
-    """
-    if v.shape[-1] != v.shape[-2]:
-        raise ValueError(
-            f"merge='released' transposes the map and needs a square one; got {tuple(v.shape[-2:])}: "
-            "use a square image or merge='aligned'."
-        )
-    a, b, c, d = v if v.ndim == 5 else (v, v, v, v)
-    return torch.stack([a, b.transpose(-1, -2), c.flip(-1), d.transpose(-1, -2).flip(-1)])
-
-
-@dataclass(frozen=True)
-class AttentionState:
-    """A window-attention layer frozen at an image.
-
-    q, k, v (B, H, W, heads, d); pattern: which keys a query reads; bias (heads, 2 kh - 1, 2 kw - 1) or None.
-    """
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    pattern: Pattern
-    bias: torch.Tensor | None
-    scale: float
-    backend: str = "auto"
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        return tuple(f"head {i}" for i in range(self.q.shape[3]))
-
-    @property
-    def value(self) -> torch.Tensor:
-        """v as a map, (B, heads * d, H, W)."""
-        return to_map(self.v)
-
-    def mix(self, v: torch.Tensor) -> torch.Tensor:
-        """The merged linear map, every head on its own channels: (B, heads * d, H, W) -> the same shape."""
-        tokens = v.permute(0, 2, 3, 1).unflatten(3, self.v.shape[3:])
-        return to_map(self.mix_tokens(tokens))
-
-    def mix_tokens(self, v: torch.Tensor) -> torch.Tensor:
-        """The same in the kernel's layout: (B, H, W, heads, d) -> (B, H, W, heads, d)."""
-        return attend(self.q, self.k, v, self.pattern, self.bias, self.scale, backend=self.backend)
-
-    def row(self, position: tuple[int, int]) -> torch.Tensor:
-        """The softmax row of one query, recomputed from q and k: (heads, H, W), 0 where the query does not read."""
-        height, width = self.q.shape[1:3]
-        rows, cols = torch.tensor(self.pattern.keys(position, (height, width)), device=self.q.device).unbind(1)
-        logits = torch.einsum("hd,nhd->hn", self.q[0, position[0], position[1]] * self.scale, self.k[0, rows, cols])
-        if self.bias is not None:
-            down = position[0] - rows + self.bias.shape[1] // 2
-            right = position[1] - cols + self.bias.shape[2] // 2
-            logits = logits + self.bias[:, down, right]
-        maps = logits.new_zeros(logits.shape[0], height, width)
-        maps[:, rows, cols] = logits.softmax(1)
-        return maps
-
-
-def to_map(tokens: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, heads, d) -> (B, heads * d, H, W)."""
-    return tokens.flatten(3).permute(0, 3, 1, 2)
-
-
-State = PropagationState | AttentionState
 
 
 class Mixer(nn.Module):
@@ -150,6 +37,10 @@ class Mixer(nn.Module):
     def chosen_groups(self) -> tuple[str, ...]:
         """The names of the layer's groups: directions or heads."""
         raise NotImplementedError
+
+    def padded(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """The grid that the layer mixes on, for tokens on `grid`: larger if it adds tokens of padding."""
+        return grid
 
 
 class _Reached(Exception):  # noqa: N818 (control flow, not an error)
@@ -169,6 +60,8 @@ class VisionModel(nn.Module):
     config: dict[str, Any]
     input_size: int = 224
     size_multiple: int = 1
+    #: The least side in pixels, where the layers need a grid of some size.
+    least_size: int = 1
     #: Where the weights came from: "random", "trained" or a file name; and their SHA-256, set by `load_model`.
     weights: str = "random"
     weights_sha256: str = ""
@@ -192,7 +85,10 @@ class VisionModel(nn.Module):
                 yield f"stage{i}.block{j}", block
 
     def blocks(self) -> dict[str, tuple[nn.Module, Mixer]]:
-        """Layer name -> (its whole block, the mixer inside it), in the order of the forward pass."""
+        """Layer name -> (its whole block, the mixer inside it), in the order of the forward pass.
+
+        A name begins with "stage1.block1"; where a block has several mixers, the parts that they belong to follow.
+        """
         raise NotImplementedError
 
     @property
@@ -214,14 +110,15 @@ class VisionModel(nn.Module):
         self.check_size(rows, cols)
         grids = self.grids(rows, cols)
         return tuple(
-            Layer(name, mixer.kind, grid, (rows / grid[0], cols / grid[1]), mixer.chosen_groups())
+            Layer(name, mixer.kind, mixer.padded(grid), (rows / grid[0], cols / grid[1]), mixer.chosen_groups())
             for (name, (_, mixer)), grid in zip(self.blocks().items(), grids, strict=True)
         )
 
     def grids(self, rows: int, cols: int) -> list[tuple[int, int]]:
         """The grid of each layer, in order, for an input of rows x cols pixels."""
-        stages = cast(Any, self.stages)
-        return [self.stage_grid(i, rows, cols) for i, stage in enumerate(stages) for _ in stage.blocks]
+        return [
+            self.stage_grid(int(name.split(".")[0].removeprefix("stage")) - 1, rows, cols) for name in self.blocks()
+        ]
 
     def stage_grid(self, stage: int, rows: int, cols: int) -> tuple[int, int]:
         """The grid of a stage, counted from 0, for an input of rows x cols pixels."""
@@ -229,9 +126,12 @@ class VisionModel(nn.Module):
 
     def check_size(self, rows: int, cols: int) -> None:
         """Raise ValueError if an image of rows x cols pixels does not fit this model."""
-        m = self.size_multiple
-        if rows < m or cols < m or rows % m or cols % m:
-            raise ValueError(f"{self.name} takes images whose sides are multiples of {m} pixels; got {rows} x {cols}.")
+        m, least = self.size_multiple, max(self.size_multiple, self.least_size)
+        if min(rows, cols) < least or rows % m or cols % m:
+            at_least = f", at least {least}" if least > m else ""
+            raise ValueError(
+                f"{self.name} takes images whose sides are multiples of {m} pixels{at_least}; got {rows} x {cols}."
+            )
 
     def check_input(self, x: torch.Tensor) -> None:
         """Raise ValueError unless x is (B, 3, rows, cols) with sides that fit this model."""

@@ -80,7 +80,7 @@ def read(path: str | os.PathLike[str], ema: bool = False) -> Checkpoint:
 
 
 def load_into(model: VisionModel, checkpoint: Checkpoint) -> None:
-    """Make the checkpoint's tensors the model's parameters, in float32.
+    """Make the checkpoint's tensors the model's parameters and buffers; those with a fraction in float32.
 
     Raises:
         ValueError: they do not fit; names the first that differ, with the shapes that are expected and given.
@@ -89,7 +89,9 @@ def load_into(model: VisionModel, checkpoint: Checkpoint) -> None:
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(f"{checkpoint.file} does not fit {model.name}: {'; '.join(differences[:3])}{more}.")
-    model.load_state_dict({name: t.float().contiguous() for name, t in checkpoint.tensors.items()}, assign=True)
+    whole = {name for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+    tensors = {name: t if name in whole else t.float() for name, t in checkpoint.tensors.items()}
+    model.load_state_dict({name: t.contiguous() for name, t in tensors.items()}, assign=True)
 
 
 def save(model: VisionModel, path: str | os.PathLike[str]) -> None:
@@ -218,7 +220,7 @@ def _differences(expected: Mapping[str, torch.Tensor], given: Tensors) -> list[s
             found.append(f"{name} {tuple(tensor.shape)} is missing")
         elif given[name].shape != tensor.shape:
             found.append(f"{name} is {tuple(given[name].shape)} where {tuple(tensor.shape)} is expected")
-        elif not given[name].is_floating_point():
+        elif tensor.is_floating_point() and not given[name].is_floating_point():
             found.append(f"{name} holds {given[name].dtype} where numbers with a fraction are expected")
     return found + [f"{_first([name])} is not part of the model" for name in given if name not in expected]
 

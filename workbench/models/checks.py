@@ -29,3 +29,9 @@ def check_stages(**lists: Sequence[int]) -> None:
     if len({len(values) for values in lists.values()}) > 1:
         given = ", ".join(f"{name} {tuple(values)}" for name, values in lists.items())
         raise ValueError(f"{' and '.join(lists)} must name the same number of stages; got {given}.")
+
+
+def check_heads(dims: Sequence[int], heads: Sequence[int]) -> None:
+    """Raise ValueError unless the heads of each stage divide its channels."""
+    if any(channels % count for channels, count in zip(dims, heads, strict=True)):
+        raise ValueError(f"heads must divide the channels of each stage; got dims {dims} and heads {heads}.")

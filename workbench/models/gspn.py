@@ -18,10 +18,11 @@ from torch import nn
 
 from kernels.propagation import DIRECTIONS, normalise_gates
 
-from .base import Mixer, PropagationState, VisionModel
+from .base import Mixer, VisionModel
 from .checks import check_choice, check_stages, check_whole
 from .parts import GlobalResponseNorm, LayerNorm2d, Linear2d, Mlp, Stage
 from .registry import register
+from .states import PropagationState
 
 MERGES = ("aligned", "released")
 

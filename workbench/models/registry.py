@@ -131,15 +131,23 @@ def load_model(
     return model.to(target).eval().requires_grad_(False)
 
 
+#: How the tables of relative position bias are named.
+POSITION_BIAS = ("relative_position_bias_table", "rpb", "bias_table")
+
+
 def initialise(model: nn.Module, seed: int) -> None:
     """Draw every parameter anew: weights from a normal distribution that keeps the variance of their input.
 
-    weight ~ N(0, 1 / inputs), position bias ~ N(0, 0.02 ** 2), layer norm 1, all else 0. It is our choice for pictures
-    of untrained models: gates and attention weights then follow the image instead of being almost uniform.
+    weight ~ N(0, 1 / inputs), position bias ~ N(0, 0.02 ** 2), norms 1 (batch norm: mean 0, variance 1), all else 0. It
+    is our choice for pictures of untrained models: gates and attention weights then follow the image instead of being
+    almost uniform.
     """
     generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
     for name, parameter in model.named_parameters():
-        if name.endswith("relative_position_bias_table"):
+        if name.endswith(POSITION_BIAS):
             nn.init.normal_(parameter, std=0.02, generator=generator)
         elif not name.endswith("weight"):
             nn.init.zeros_(parameter)

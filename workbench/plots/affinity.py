@@ -1,7 +1,8 @@
 """The affinity figure: one row or column of A over the photograph, merged and group by group, as one mosaic.
 
 All panels are cells of one array, drawn as one image with one colour range, because a click must redraw them at once.
-Plot coordinates: x runs right in cells of the merged panel's scale, y is minus the row, so row 0 is on top.
+Plot coordinates: x runs right in cells of a group's panel, y is minus the row, so row 0 is on top. A layer that attends
+over channels gives the same mosaic of its channel matrices, without a photograph and without a query.
 """
 
 import math
@@ -19,6 +20,12 @@ DECADES = 4
 
 #: Cells between panels, as a share of the merged panel's side.
 _GAP = 0.02
+
+#: Beyond these many groups, panels are too narrow for more than a number as label.
+_NAMED = 9
+
+#: What stands where there is a grid but no picture: tokens of padding.
+PADDING = (128, 128, 128)
 
 #: The colour of the chosen query's outline, in every figure.
 QUERY = "#00e5ff"
@@ -85,9 +92,23 @@ class Mosaic:
         return [(col + c * s, -(row + (r + 1) * s), col + (c + 1) * s, -(row + r * s)) for row, col, s in self.places()]
 
 
+def over_channels(result: xr.Dataset) -> bool:
+    """Whether a result is about channels (`channel_affinity`) instead of positions (`affinity`)."""
+    return "channel_out" in result.dims
+
+
+def mosaic_of(result: xr.Dataset) -> Mosaic:
+    """The mosaic that a result is drawn as."""
+    rows, cols = result["merged"].shape
+    return Mosaic((rows, cols), result.sizes["group"])
+
+
 def shares(result: xr.Dataset) -> list[np.ndarray]:
-    """The merged map and the groups' maps as shares of the merged mass; cells that carry nothing are NaN."""
-    mass = float(result["mass"].sel(of="merged"))
+    """The merged map and the groups' maps as shares of the merged mass; cells that carry nothing are NaN.
+
+    Entries of channel matrices are shares of their rows as they are.
+    """
+    mass = 1.0 if over_channels(result) else float(result["mass"].sel(of="merged"))
     maps = [result["merged"].values, *result["groups"].values]
     return [np.where(m == 0, np.nan, m / (mass or 1.0)).astype(np.float32) for m in maps]
 
@@ -116,17 +137,29 @@ def colour_range(results: list[xr.Dataset], scale: str) -> tuple[float, float]:
     return (-top if signed else 0.0), top
 
 
+#: Why there is no map of positions to draw for a layer that attends over channels.
+WHY_CHANNELS = (
+    "no N x N map of who reads whom among positions: these same d x d matrices mix the channels of every position, and "
+    "all positions together make them"
+)
+
+
 def caption(result: xr.Dataset, scale: str, signed: bool) -> str:
     """The normalisation, sign rule, aggregation, backend and device that every figure prints."""
     a = result.attrs
-    combined = a["spec"]["channel"] is None and a["spec"]["reduce"] != "mean"
-    sign = "signed" if signed else "magnitudes" if combined else "non-negative"
     range_ = f"log colours over {DECADES} decades" if scale == "log" else "linear colours, top at the 99.5th percentile"
+    ran = f"{a['backend']} backend, {a['dtype']}, {a['device']}"
+    if over_channels(result):
+        combined = f"merged: {a['aggregation']}"
+        return f"{a['side']}; {combined}; share of the row, non-negative; {range_}, its own; {WHY_CHANNELS}; {ran}"
+    magnitudes = a["spec"]["channel"] is None and a["spec"]["reduce"] != "mean"
+    sign = "signed" if signed else "magnitudes" if magnitudes else "non-negative"
     merge = f", merge {a['merge']}" if "merge" in a else f", {a['pattern']}"
     chunk = "" if "chunk" not in a else ", global" if a["chunk"] is None else f", chunks of {a['chunk']} lines"
+    padding = f", picture on {a['unpadded'][0]} x {a['unpadded'][1]} cells, padding grey" if "unpadded" in a else ""
     return (
         f"{a['side']}; {a['aggregation']}; share of the merged mass per cell, {sign}; {range_}; nothing drawn where "
-        f"exactly 0{merge}{chunk}; {a['backend']} backend, {a['dtype']}, {a['device']}"
+        f"exactly 0{merge}{chunk}{padding}; {ran}"
     )
 
 
@@ -134,6 +167,9 @@ def title(result: xr.Dataset) -> str:
     a = result.attrs
     rows, cols = a["size"]
     weights = f"random weights, seed {a['seed']}" if a["weights"] == "random" else f"weights {a['weights']}"
+    if over_channels(result):
+        count = result.sizes["channel_out"]
+        return f"{a['model']}  {a['layer']}  {count} x {count} channels of each head  ({weights})"
     grid = f"{result.sizes['row']} x {result.sizes['col']}"
     return f"{a['model']}  {a['layer']}  {grid} positions of {rows} x {cols} pixels  ({weights})"
 
@@ -154,24 +190,54 @@ def affinity_mosaic(
         scale: "log" or "linear".
         opacity: of the map over the photograph.
     """
-    mosaic = Mosaic((result.sizes["row"], result.sizes["col"]), result.sizes["group"])
+    mosaic = mosaic_of(result)
+    picture = extended(photograph, result.attrs.get("unpadded", mosaic.grid), mosaic.grid)
+    heat = heat_map(result, limits, scale, "share of mass").opts(alpha=opacity)
+    names = labels(mosaic, ["merged", *result["group"].values])
+    layers = photographs(mosaic, picture) * heat * query_boxes(mosaic, result.attrs["position"]) * names
+    return layers.opts(hv.opts.RGB(xaxis=None, yaxis=None), hv.opts.Overlay(**FRAME))
+
+
+def channel_mosaic(result: xr.Dataset, limits: tuple[float, float], scale: str = "log") -> hv.Overlay:
+    """The matrices of `channel_affinity`, merged and of every head: channel out downwards, channel in across."""
+    heat = heat_map(result, limits, scale, "share of the row")
+    names = labels(mosaic_of(result), ["merged", *result["group"].values])
+    axes = {"xlabel": "channel in", "ylabel": "channel out", "xticks": [(0, " ")], "yticks": [(0, " ")]}
+    return (heat * names).opts(hv.opts.Image(**axes), hv.opts.Overlay(**FRAME))
+
+
+def heat_map(result: xr.Dataset, limits: tuple[float, float], scale: str, label: str) -> hv.Image:
+    """The mosaic of a result's maps as one image."""
+    mosaic = mosaic_of(result)
     rows, cols = mosaic.shape
     signed = limits[0] < 0
-    heat = hv.Image(
-        mosaic.fill(shares(result)), bounds=(0, -rows, cols, 0), vdims=[hv.Dimension("share", label="share of mass")]
+    return hv.Image(
+        mosaic.fill(shares(result)), bounds=(0, -rows, cols, 0), vdims=[hv.Dimension("share", label=label)]
     ).opts(
         cmap=DIVERGING if signed else SEQUENTIAL,
         clim=limits,
         cnorm="log" if scale == "log" and not signed else "linear",
-        alpha=opacity,
         colorbar=True,
         clipping_colors={"NaN": "rgba(0, 0, 0, 0)"},
-        colorbar_opts={"title": "share of mass", "width": 10, "padding": 2},
+        colorbar_opts={"title": label, "width": 10, "padding": 2},
         tools=[],
     )
-    names = labels(mosaic, ["merged", *result["group"].values])
-    layers = photographs(mosaic, photograph) * heat * query_boxes(mosaic, result.attrs["position"]) * names
-    return layers.opts(hv.opts.RGB(xaxis=None, yaxis=None), hv.opts.Overlay(**FRAME))
+
+
+def extended(photograph: np.ndarray, covered: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """The photograph, and grey below and on the right of it where the grid has tokens of padding.
+
+    Args:
+        photograph: (H, W, 3) uint8.
+        covered: (rows, cols) of the grid that the photograph covers.
+        grid: (rows, cols) of the whole grid.
+    """
+    if covered == grid:
+        return photograph
+    height, width = (round(n * g / c) for n, g, c in zip(photograph.shape[:2], grid, covered, strict=True))
+    canvas = np.full((height, width, 3), PADDING, np.uint8)
+    canvas[: photograph.shape[0], : photograph.shape[1]] = photograph
+    return canvas
 
 
 def photographs(mosaic: Mosaic, photograph: np.ndarray) -> hv.RGB:
@@ -194,8 +260,10 @@ def query_boxes(mosaic: Mosaic, position: tuple[int, int]) -> hv.Rectangles:
 
 
 def labels(mosaic: Mosaic, names: list[str]) -> hv.Labels:
-    """Each panel's name, just under its top edge."""
+    """Each panel's name, just under its top edge; of many heads only the number."""
     places = mosaic.places()
+    if mosaic.groups > _NAMED:
+        names = [name.removeprefix("head ") for name in names]
     x = [col + 0.5 for _, col, _ in places]
     y = [-row - 0.5 for row, _, _ in places]
     texts = [name.replace("_", " ") for name in names]
@@ -209,9 +277,17 @@ def labels(mosaic: Mosaic, names: list[str]) -> hv.Labels:
     )
 
 
-def photograph_figure(photograph: np.ndarray, grid: tuple[int, int], position: tuple[int, int]) -> hv.Overlay:
-    """The photograph in grid coordinates (x: column, y: minus the row), the chosen query, and an empty pointer box."""
-    rows, cols = grid
+def photograph_figure(
+    photograph: np.ndarray,
+    grid: tuple[int, int],
+    position: tuple[int, int],
+    covered: tuple[int, int] | None = None,
+) -> hv.Overlay:
+    """The photograph in grid coordinates (x: column, y: minus the row), the chosen query, and an empty pointer box.
+
+    covered: (rows, cols) of the grid that the photograph covers, where that is not all of it.
+    """
+    photograph, (rows, cols) = extended(photograph, covered or grid, grid), grid
     r, c = position
     tick = CustomJSTickFormatter(code="return String(Math.round(-tick))")
     photo = hv.RGB(photograph, bounds=(0, -rows, cols, 0))

@@ -15,11 +15,12 @@ from workbench.analysis.latency import measure
 from workbench.images import list_images
 from workbench.names import unknown
 from workbench.operators import REDUCTIONS
-from workbench.plots.affinity import caption, colour_range, is_signed
+from workbench.plots.affinity import caption, colour_range, is_signed, over_channels
 
-from .figure import MosaicFigure, PhotographFigure, Position
+from .figure import MosaicFigure, PhotographFigure
 from .lane import LANE, Job
-from .request import Drawing, Request, draw, picture, same_place
+from .request import Cells, Drawing, Request, cells_of, draw, moved, picture
+from .script import python_of
 from .state import KERNELS, model_names, notebook_loop, session_document, shared_model
 from .tables import NOT_MEASURED, WARMING, caption_html, latency_table, numbers_table, status_line
 from .text import Html
@@ -73,7 +74,8 @@ class AffinityView(pn.viewable.Viewer):
         self._code = pmui.TextAreaInput(value="", visible=False)
         self._set_layers("model", wanted.get("layer"))
         self._set_layers("other", wanted.get("other_layer"))
-        rows, cols = self._placed_on = self._grid()  # the grid that row and col count on
+        self._placed_on = self._cells()  # the cells that row and col count on
+        rows, cols = self._placed_on.covered
         self.param.update(row=wanted.get("row", rows * 9 // 20), col=wanted.get("col", cols * 11 // 20))
         self.controls, self.body = self._make_controls(), self._make_body()
         self.param.watch(self._model_changed, ["model", "other"])
@@ -92,23 +94,19 @@ class AffinityView(pn.viewable.Viewer):
 
     # State
 
-    def _layers(self, which: str) -> list[str]:
-        name = getattr(self, which)
-        return [""] if name == NONE else [layer.name for layer in shared_model(name).layers()]
-
-    def _grid(self) -> Position:
-        return _grid_of(self.model, self.layer)
+    def _cells(self) -> Cells:
+        return cells_of(self.model, self.layer)
 
     def _set_layers(self, which: str, wanted: str | None = None) -> None:
-        """Offer a model's layers; keep the chosen name if it has it, otherwise the last layer of its first stage."""
+        """Offer a model's layers; keep the chosen name if it has it, otherwise take `_usual_layer`."""
         target = "layer" if which == "model" else "other_layer"
-        layers = self._layers(which)
-        first_stage = [name for name in layers if name.split(".")[0] == layers[0].split(".")[0]]
+        name = getattr(self, which)
+        layers = [""] if name == NONE else [layer.name for layer in shared_model(name).layers()]
         self.param[target].objects = layers
         if wanted is not None and wanted not in layers:
-            raise ValueError(unknown("layer", wanted, layers, of=getattr(self, which)))
+            raise ValueError(unknown("layer", wanted, layers, of=name))
         current = wanted or getattr(self, target)
-        setattr(self, target, current if current in layers else first_stage[-1])
+        setattr(self, target, current if current in layers else "" if name == NONE else _usual_layer(name))
 
     def _model_changed(self, *events: param.parameterized.Event) -> None:
         with param.parameterized.batch_call_watchers(self):
@@ -121,8 +119,8 @@ class AffinityView(pn.viewable.Viewer):
 
     def _keep_place(self) -> None:
         """Keep the query at the same place of the picture when the grid changes."""
-        old, self._placed_on = self._placed_on, self._grid()
-        row, col = same_place((min(self.row, old[0] - 1), min(self.col, old[1] - 1)), old, self._placed_on)
+        old, self._placed_on = self._placed_on, self._cells()
+        row, col = moved((min(self.row, old.grid[0] - 1), min(self.col, old.grid[1] - 1)), old, self._placed_on)
         self.param.update(row=row, col=col)
 
     def _drop_upload(self, event: param.parameterized.Event) -> None:
@@ -134,12 +132,11 @@ class AffinityView(pn.viewable.Viewer):
 
     def _query_other(self, row: int, col: int) -> None:
         if self._drawing is not None and len(self._drawing.results) > 1:
-            sizes = self._drawing.results[1].sizes
-            self.query(*same_place((row, col), (sizes["row"], sizes["col"]), self._grid()))
+            self.query(*moved((row, col), self._drawing.cells[1], self._cells()))
 
     def move(self, down: int, right: int) -> None:
         """Move the query by whole cells, stopping at the border."""
-        rows, cols = self._grid()
+        rows, cols = self._cells().grid
         self.query(min(max(self.row + down, 0), rows - 1), min(max(self.col + right, 0), cols - 1))
 
     # Drawing
@@ -147,7 +144,7 @@ class AffinityView(pn.viewable.Viewer):
     def request(self) -> Request:
         """What the page asks for now."""
         sources = [(self.model, self.layer)] + ([] if self.other == NONE else [(self.other, self.other_layer)])
-        rows, cols = self._grid()
+        rows, cols = self._cells().grid
         position = min(self.row, rows - 1), min(self.col, cols - 1)
         channel = None if self.channel == ALL_CHANNELS else self.channel
         spec = AffinitySpec(position, self.side, channel, self.reduce)
@@ -192,19 +189,17 @@ class AffinityView(pn.viewable.Viewer):
         drawing = self._drawing
         if drawing is None:
             return
-        results = list(drawing.results)
-        limits = colour_range(results, self.scale)
-        scale = "linear" if limits[0] < 0 else self.scale
-        first = results[0]
+        results, cells = list(drawing.results), drawing.cells[0]
         with pn.io.hold():
-            grid = first.sizes["row"], first.sizes["col"]
-            self.photograph.show(drawing.photograph, grid, first.attrs["position"])
+            self.photograph.show(drawing.photograph, cells.grid, drawing.request.position, cells.covered)
             for i, figure in enumerate(self.figures):
                 self._panels[i].visible = i < len(results)
                 if i < len(results):
+                    alike = [r for r in results if over_channels(r) == over_channels(results[i])]
+                    limits = colour_range(alike, self.scale)
+                    scale = "linear" if limits[0] < 0 else self.scale
                     figure.show(results[i], drawing.photograph, limits, scale, self.opacity)
-                    text = caption(results[i], scale, is_signed(results[i]))
-                    self._captions[i].object = caption_html(text)
+                    self._captions[i].object = caption_html(caption(results[i], scale, is_signed(results[i])))
             self._numbers.object = numbers_table(results)
             self._status.object = status_line(results)
             self._code.value = self.code()
@@ -237,26 +232,7 @@ class AffinityView(pn.viewable.Viewer):
 
     def code(self) -> str:
         """Python that computes the maps that are drawn."""
-        lines = ["import workbench as wb"]
-        drawing = self._drawing
-        request = self.request() if drawing is None else drawing.request
-        picture_ = f'"{request.image}"' if request.upload is None else '"your_picture.png"'
-        for (name, layer), result in zip(
-            request.sources, drawing.results if drawing else (), strict=drawing is not None
-        ):
-            model, spec = shared_model(name), result.attrs["spec"]
-            load = f'wb.load_model("{model.name}", weights="{model.weights}", seed={model.seed})'
-            call = f"op.{'row' if spec['side'] == 'reads' else 'column'}({spec['position']}, "
-            rest = f'channel={spec["channel"]}, reduce="{spec["reduce"]}")'
-            lines += [
-                "",
-                f"model = {load}" if name == model.name else f"model = ...  # your {model.name}",
-                f"image = wb.load_image({picture_}, size=model.input_size)",
-                f'op = wb.operator(model, image, "{layer}")',
-                f"merged = {call}{rest}",
-                f'one = {call}group="{result["group"].values[0]}", {rest}',
-            ]
-        return "\n".join(lines) + "\n"
+        return python_of(self.request(), self._drawing)
 
     @classmethod
     def from_address(cls, query: dict[str, Any]) -> "AffinityView":
@@ -345,8 +321,11 @@ class AffinityView(pn.viewable.Viewer):
             self.upload = event.new
 
 
-def _grid_of(model: str, layer: str) -> Position:
-    return next(found.grid for found in shared_model(model).layers() if found.name == layer)
+def _usual_layer(model: str) -> str:
+    """The last layer of a model's first stage that mixes positions."""
+    layers = shared_model(model).layers()
+    first = layers[0].name.split(".")[0]
+    return [layer.name for layer in layers if layer.name.split(".")[0] == first and layer.kind != "channel"][-1]
 
 
 def _deliverer() -> Callable[..., None]:

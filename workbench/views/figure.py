@@ -14,7 +14,16 @@ import xarray as xr
 from bokeh.events import Tap
 from bokeh.models import ColumnDataSource, CustomJS
 
-from workbench.plots.affinity import Mosaic, affinity_mosaic, photograph_figure, shares, title
+from workbench.plots.affinity import (
+    Mosaic,
+    affinity_mosaic,
+    channel_mosaic,
+    mosaic_of,
+    over_channels,
+    photograph_figure,
+    shares,
+    title,
+)
 
 from .state import session_document
 
@@ -70,7 +79,10 @@ def boxes_data(boxes: list[tuple[float, float, float, float]]) -> dict[str, np.n
 
 
 class MosaicFigure(_Patched):
-    """The merged map and the groups' maps of one model; `on_query(row, col)` is called when a cell is clicked."""
+    """The merged map and the groups' maps of one model; `on_query(row, col)` is called when a cell is clicked.
+
+    Of a layer that attends over channels it shows the channel matrices, and a click there asks for nothing.
+    """
 
     def __init__(self, on_query: Callable[[int, int], None], name: str) -> None:
         super().__init__(self._tapped, name)
@@ -85,26 +97,31 @@ class MosaicFigure(_Patched):
     def show(
         self, result: xr.Dataset, photograph: np.ndarray, limits: tuple[float, float], scale: str, opacity: float
     ) -> None:
-        """Draw a result of `affinity`, with the shared colour range of everything on the page."""
-        mosaic = Mosaic((result.sizes["row"], result.sizes["col"]), result.sizes["group"])
-        key = (title(result), mosaic, tuple(result["group"].values), scale, limits[0] < 0, id(photograph))
+        """Draw a result of `affinity` or `channel_affinity`, with the colour range of all results of its kind."""
+        channels, mosaic = over_channels(result), mosaic_of(result)
+        behind = None if channels else (id(photograph), result.attrs.get("unpadded"))
+        key = (title(result), mosaic, tuple(result["group"].values), scale, limits[0] < 0, behind)
         if key != self._key:
-            self._mosaic = mosaic
-            figure = affinity_mosaic(result, photograph, limits, scale, opacity).opts(title=title(result))
-            self._rebuild(key, figure, {"photo": 0, "heat": 1, "boxes": 2})
+            self._mosaic = None if channels else mosaic
+            if channels:
+                figure, parts = channel_mosaic(result, limits, scale), {"heat": 0}
+            else:
+                figure = affinity_mosaic(result, photograph, limits, scale, opacity)
+                parts = {"photo": 0, "heat": 1, "boxes": 2}
+            self._rebuild(key, figure.opts(title=title(result)), parts)
             return
-        array = mosaic.fill(shares(result))
-        self._patch("heat", {"image": [np.flipud(array)]})
-        self._patch("boxes", boxes_data(mosaic.boxes(result.attrs["position"])))
+        self._patch("heat", {"image": [np.flipud(mosaic.fill(shares(result)))]})
+        if not channels:
+            self._patch("boxes", boxes_data(mosaic.boxes(result.attrs["position"])))
         for handles in self._drawn.values():
-            mapper, glyph = handles["heat"]["color_mapper"], handles["heat"]["glyph"]
-            mapper.update(low=limits[0], high=limits[1])
-            glyph.global_alpha = opacity
-        self._push()
+            handles["heat"]["color_mapper"].update(low=limits[0], high=limits[1])
+        self.set_opacity(opacity)
 
     def set_opacity(self, opacity: float) -> None:
+        """How strongly the map covers the photograph; channel matrices cover none."""
         for handles in self._drawn.values():
-            handles["heat"]["glyph"].global_alpha = opacity
+            if self._mosaic is not None:
+                handles["heat"]["glyph"].global_alpha = opacity
         self._push()
 
 
@@ -121,15 +138,16 @@ class PhotographFigure(_Patched):
         if 0 <= row < self._grid[0] and 0 <= col < self._grid[1]:
             self._on_query(row, col)
 
-    def show(self, photograph: np.ndarray, grid: Position, position: Position) -> None:
-        key = (id(photograph), grid)
+    def show(self, photograph: np.ndarray, grid: Position, position: Position, covered: Position) -> None:
+        """Draw the photograph on the cells that it covers of a grid, and the query."""
+        key = (id(photograph), grid, covered)
         row, col = position
         if key == self._key:
             self._patch("boxes", boxes_data([(col, -(row + 1), col + 1, -row)]))
             self._push()
             return
         self._grid = grid
-        figure = photograph_figure(photograph, grid, position)
+        figure = photograph_figure(photograph, grid, position, covered)
         self._rebuild(key, figure, {"photo": 0, "boxes": 1, "pointer": 2})
 
     def _remember(self, name: str) -> Callable[[Any, Any], None]:

@@ -1,6 +1,7 @@
-"""Open a page on a model and a picture: what `workbench.show` does."""
+"""The pages by name, and how one is opened: what `workbench.show` does, and what the dashboard serves."""
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import panel as pn
@@ -11,9 +12,30 @@ from workbench.models.base import VisionModel
 from workbench.names import unknown
 
 from .affinity import NONE, AffinityView
+from .patterns import PatternsView
 from .state import notebook_loop, offer, session_document
 
-PAGES = {"affinity": AffinityView}
+
+@dataclass(frozen=True)
+class ServedPage:
+    """A page: what its link says, its view, and the address that it is served at."""
+
+    label: str
+    view: Any
+    route: str
+
+
+#: In the order of the links.
+PAGES = {
+    "affinity": ServedPage("Affinity", AffinityView, "/"),
+    "patterns": ServedPage("Patterns", PatternsView, "/patterns"),
+}
+
+
+def page_at(pathname: str) -> str:
+    """The page that an address names; the first one where it names none."""
+    last = "/" + pathname.rstrip("/").rpartition("/")[2]
+    return next((name for name, page in PAGES.items() if page.route == last), "affinity")
 
 
 def show(model: str | VisionModel, image: Any, page: str, **state: Any) -> Any:
@@ -22,15 +44,20 @@ def show(model: str | VisionModel, image: Any, page: str, **state: Any) -> Any:
         pn.extension(inline=True)  # a notebook must not ask a CDN for scripts
     if page not in PAGES:
         raise ValueError(unknown("page", page, PAGES))
-    wrong = [name for name in state if name not in PAGES[page].param]
+    view = PAGES[page].view
+    wrong = [name for name in state if name not in view.param]
     if wrong:
-        raise ValueError(unknown("setting", wrong[0], PAGES[page].param, of=page))
+        raise ValueError(unknown("setting", wrong[0], view.param, of=page))
+    if page == "patterns":  # which needs no model
+        if image is not None and not (isinstance(image, str) and image in list_images()):
+            raise ValueError(f"The page of patterns takes the name of a picture, one of {', '.join(list_images())}.")
+        return view(**({"other": NONE} | state), **({} if image is None else {"image": image}))
     name = model if isinstance(model, str) else offer(model)
     if image is None or (isinstance(image, str) and image in list_images()):
         picture: dict[str, Any] = {} if image is None else {"image": image}
     else:
         picture = {"upload": _png(image if isinstance(image, Image) else load_image(image, size=None))}
-    return PAGES[page](model=name, **({"other": NONE} | state), **picture)
+    return view(model=name, **({"other": NONE} | state), **picture)
 
 
 def _png(image: Image) -> bytes:

@@ -62,12 +62,21 @@ def offer(model: VisionModel) -> str:
     return name
 
 
+#: Sizes of models, the smallest first: small models answer faster, so they are offered first.
+SIZES = ("nano", "mini", "tiny", "small", "base")
+
+
 def model_names() -> list[str]:
-    """The registry's models and the given ones."""
-    return [*list_models(), *_given]
+    """The registry's models, the smallest sizes first, and the given ones."""
+
+    def size_and_name(name: str) -> tuple[int, str]:
+        size = name.rpartition("_")[2]
+        return SIZES.index(size) if size in SIZES else len(SIZES), name
+
+    return [*sorted(list_models(), key=size_and_name), *_given]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)  # the larger ones hold some hundred megabytes each
 def _loaded(name: str) -> VisionModel:
     return load_model(name, weights="random", seed=0)
 

@@ -1,12 +1,14 @@
 """The page's numbers as small HTML tables and sentences, which screen readers read."""
 
 import html
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import xarray as xr
 
 from workbench.analysis.affinity import RADII
 from workbench.analysis.latency import PARTS
+from workbench.plots.affinity import over_channels
 
 WARMING = (
     "<p role='status' style='font-size: 12px; margin: 0'>The CPU kernels are being compiled; until they are, the "
@@ -37,40 +39,66 @@ table.numbers thead th { border-bottom: 1px solid currentColor; font-weight: 600
 
 
 def numbers_table(results: list[xr.Dataset]) -> str:
-    """The numbers of each merged row or column."""
+    """The numbers of each merged row or column, and of each merged channel matrix."""
     merged = [r.sel(of="merged") for r in results]
-    rows = [
-        [f"mass within {radius} cells", *(_percent(m["share"].sel(radius=radius)) for m in merged)] for radius in RADII
-    ]
-    rows.append(["effective width (cells)", *(f"{float(m['effective_width']):.2f}" for m in merged)])
-    sums = "row sum" if results[0].attrs["spec"]["side"] == "reads" else "column sum"
-    rows.append([f"{sums} of A", *(f"{float(m['total']):.4g}" for m in merged)])
-    rows.append(["cells that carry mass", *(_cells(r) for r in results)])
+    over = [over_channels(r) for r in results]
+
+    def line(name: str, about_channels: bool, tell: Callable[[xr.Dataset], str]) -> list[str]:
+        return [name, *(tell(m) if c == about_channels else "–" for m, c in zip(merged, over, strict=True))]
+
+    rows = []
+    if not all(over):
+        rows = [line(f"mass within {radius} cells", False, partial(_within, radius)) for radius in RADII]
+        reads = any(r.attrs["spec"].get("side") == "reads" for r in results)
+        rows += [
+            line("effective width (cells)", False, lambda m: f"{float(m['effective_width']):.2f}"),
+            line(f"{'row' if reads else 'column'} sum of A", False, lambda m: f"{float(m['total']):.4g}"),
+            line("cells that carry mass", False, _cells),
+        ]
+    if any(over):
+        rows += [
+            line("share read of the same channel", True, lambda m: _percent(m["own"])),
+            line(
+                "channels read (effective)",
+                True,
+                lambda m: f"{float(m['effective_channels']):.2f} of {len(m.channel_in)}",
+            ),
+        ]
     return _table(["", *(r.attrs["model"] for r in results)], rows, "numbers of the row")
+
+
+def _within(radius: int, merged: xr.Dataset) -> str:
+    return _percent(merged["share"].sel(radius=radius))
 
 
 def _percent(share: xr.DataArray) -> str:
     return f"{100 * float(share):.1f} %"
 
 
-def _cells(result: xr.Dataset) -> str:
-    count = int(result["cells"].sel(of="merged"))
-    bad = int(result["nonfinite"].sel(of="merged"))
-    return f"{count} of {result['merged'].size}" + (f", {bad} not finite" if bad else "")
+def _cells(merged: xr.Dataset) -> str:
+    count, bad = int(merged["cells"]), int(merged["nonfinite"])
+    return f"{count} of {merged['merged'].size}" + (f", {bad} not finite" if bad else "")
 
 
 def status_line(results: list[xr.Dataset]) -> str:
     """What the picture shows, in words: announced to screen readers when it changes."""
     sentences = []
     for r in results:
-        row, col = r.attrs["position"]
-        merged = r.sel(of="merged")
-        verb = "reads" if r.attrs["spec"]["side"] == "reads" else "is heard at"
-        sentences.append(
-            f"<b>{html.escape(r.attrs['model'])}</b> {html.escape(r.attrs['layer'])}: cell (row {row}, column {col}) "
-            f"{verb} {_cells(r)} cells; {_percent(merged['share'].sel(radius=3))} of the mass lies within 3 cells."
-        )
+        name = f"<b>{html.escape(r.attrs['model'])}</b> {html.escape(r.attrs['layer'])}"
+        sentences.append(f"{name}: {_over_channels(r) if over_channels(r) else _over_positions(r)}")
     return f"<div role='status' aria-live='polite' style='font-size: 13px'>{'<br>'.join(sentences)}</div>"
+
+
+def _over_positions(result: xr.Dataset) -> str:
+    (row, col), merged = result.attrs["position"], result.sel(of="merged")
+    verb = "reads" if result.attrs["spec"]["side"] == "reads" else "is heard at"
+    share = _percent(merged["share"].sel(radius=3))
+    return f"cell (row {row}, column {col}) {verb} {_cells(merged)} cells; {share} of the mass lies within 3 cells."
+
+
+def _over_channels(result: xr.Dataset) -> str:
+    heads, width = result.sizes["group"], result.sizes["channel_in"]
+    return f"{heads} heads of {width} channels that read each other, the same at every cell; the query plays no part."
 
 
 def caption_html(text: str) -> str:
@@ -91,9 +119,10 @@ def latency_table(results: list[xr.Dataset]) -> str:
                 _time(p["floor"]),
             ])  # fmt: skip
     a, rates = results[0].attrs, results[0]
+    backends = " and ".join(dict.fromkeys(r.attrs["backend"] for r in results))
     head = ["forward, batch 1", "median", "p20 to p80", "n", "least bytes", "operations", "floor"]
     note = (
-        f"{a['backend']} backend, {a['dtype']}, {a['device']}, {a['method']}. Floor: the larger of least bytes over "
+        f"{backends} backend, {a['dtype']}, {a['device']}, {a['method']}. Floor: the larger of least bytes over "
         f"{float(rates['bandwidth']) / 1e9:.1f} GB/s (measured copy) and operations over "
         f"{float(rates['matmul']) / 1e9:.0f} GFLOP/s (measured fp32 matrix product)."
     )

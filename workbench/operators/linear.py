@@ -1,22 +1,14 @@
-"""A mixing layer, frozen at an image, as a linear map over positions: y = A v, channel by channel.
-
-Row p of A is what position p reads; column q is where position q is heard. Both come from applying the layer's own
-kernel (or its transpose) to one-hot maps, so no N x N matrix is built to answer a click, and the kernel that runs the
-model also draws the picture. Channels do not mix inside A: each has a matrix of its own, and `reduce` names how a
-picture combines them.
-"""
+"""What the operators of all families share: checks, the transpose, and rows, columns and the matrix as pictures."""
 
 from collections.abc import Callable
 from operator import index
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 
-from kernels.backends import choose
-from workbench.images import Image
-from workbench.models.base import AttentionState, PropagationState, State, VisionModel
+from workbench.models.states import State
 from workbench.names import unknown
 
 #: How the channels of a row, column or matrix are combined, as the figures print it.
@@ -28,40 +20,7 @@ REDUCTIONS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 }
 
 
-class SpatialOperator(Protocol):
-    """What every mixing layer looks like to the analyses. Positions are (row, col); maps are (C, H, W)."""
-
-    grid: tuple[int, int]
-    groups: tuple[str, ...]
-    exact: bool
-    value: torch.Tensor
-    output: torch.Tensor
-    info: dict[str, Any]
-
-    def apply(self, v: torch.Tensor, group: str | None = None) -> torch.Tensor: ...
-    def adjoint(self, g: torch.Tensor, group: str | None = None) -> torch.Tensor: ...
-    def row(
-        self, position: tuple[int, int], group: str | None = None, channel: int | None = None, reduce: str = "mean"
-    ) -> xr.DataArray: ...
-    def column(
-        self, position: tuple[int, int], group: str | None = None, channel: int | None = None, reduce: str = "mean"
-    ) -> xr.DataArray: ...
-    def rows(
-        self, position: tuple[int, int], channel: int | None = None, reduce: str = "mean"
-    ) -> tuple[xr.DataArray, xr.DataArray]: ...
-    def columns(
-        self, position: tuple[int, int], channel: int | None = None, reduce: str = "mean"
-    ) -> tuple[xr.DataArray, xr.DataArray]: ...
-    def matrix(
-        self,
-        group: str | None = None,
-        channel: int | None = None,
-        reduce: str = "mean",
-        budget: int = 256 * 2**20,
-    ) -> xr.DataArray: ...
-
-
-class _Operator:
+class Operator:
     """What both families share. Subclasses give the two linear maps, all groups at once.
 
     A group adds its own part: summed over groups, `apply(v, group)` is `apply(v)`. A direction acts on every channel, a
@@ -273,119 +232,3 @@ def _check_reduce(reduce: str) -> Callable[[torch.Tensor], torch.Tensor]:
     if reduce not in REDUCTIONS:
         raise ValueError(unknown("reduction", reduce, REDUCTIONS))
     return REDUCTIONS[reduce][1]
-
-
-class PropagationOperator(_Operator):
-    """A GSPN layer: one group per direction, y = sum_k m_k (U_k P_k^-1 scan(P_k v) + D_k v)."""
-
-    state: PropagationState
-
-    def _apply(self, v: torch.Tensor, group: int | None) -> torch.Tensor:
-        return self.state.mix(v) if group is None else self.state.contributions(v)[group]
-
-    def _adjoint_parts(self, g: torch.Tensor) -> torch.Tensor:
-        count = len(self.groups)
-        apart = self.value.expand(count, 1, *self.value.shape)
-        return self._transposed(self.state.contributions, apart, g.expand_as(apart))[:, 0]
-
-    def _column_parts(self, position: tuple[int, int]) -> torch.Tensor:
-        with torch.no_grad():
-            return self.state.contributions(self._one_hot(position).unsqueeze(0))[:, 0]
-
-    def _combine(
-        self, parts: torch.Tensor, channel: int | None, reduce: Callable[[torch.Tensor], torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        merged = parts.sum(0)
-        if channel is not None:
-            return merged[channel], parts[:, channel]
-        return reduce(merged), torch.stack([reduce(part) for part in parts])
-
-
-class AttentionOperator(_Operator):
-    """A window-attention layer: one group per head, which mixes its own channels by its softmax weights."""
-
-    state: AttentionState
-
-    def _apply(self, v: torch.Tensor, group: int | None) -> torch.Tensor:
-        mixed = self.state.mix(v)
-        return mixed if group is None else mixed * self._own(group)
-
-    def _own(self, group: int) -> torch.Tensor:
-        """1 on the channels of a head, 0 elsewhere: (C, 1, 1)."""
-        heads, width = self.state.v.shape[3:]
-        own = torch.zeros(heads * width, 1, 1, dtype=self.value.dtype, device=self.value.device)
-        own[group * width : (group + 1) * width] = 1
-        return own
-
-    def _adjoint_parts(self, g: torch.Tensor) -> torch.Tensor:
-        grad = self._transposed(self.state.mix, self.value.unsqueeze(0), g.unsqueeze(0))[0]
-        return torch.stack([grad * self._own(i) for i in range(len(self.groups))])
-
-    def _row_parts(self, position: tuple[int, int]) -> torch.Tensor:
-        """One softmax row per head, (heads, H, W), recomputed from q and k; every channel of a head shares it."""
-        return self.state.row(position)
-
-    def _column_parts(self, position: tuple[int, int]) -> torch.Tensor:
-        one = torch.zeros_like(self.state.v)
-        one[:, position[0], position[1]] = 1
-        with torch.no_grad():
-            return self.state.mix_tokens(one)[0, ..., 0].permute(2, 0, 1)
-
-    def _combine(
-        self, parts: torch.Tensor, channel: int | None, reduce: Callable[[torch.Tensor], torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Heads have equally many channels, all with the same weights, so combining channels is combining heads.
-
-        One channel belongs to one head; the others do nothing to it.
-        """
-        if channel is None:
-            return reduce(parts), parts
-        owner = channel // self.state.v.shape[4]
-        alone = torch.zeros_like(parts)
-        alone[owner] = parts[owner]
-        return parts[owner], alone
-
-
-def operator(model: VisionModel, image: Image, layer: str, inputs: dict[str, torch.Tensor] | None = None) -> Any:
-    """Freeze a mixing layer at an image.
-
-    Args:
-        model: from `load_model`.
-        image: from `load_image`; its size decides the grid.
-        layer: a name from `model.layers()`.
-        inputs: `model.mixer_inputs(image.tensor)`, if it is at hand: spares the forward pass.
-
-    Returns:
-        A SpatialOperator.
-
-    Raises:
-        ValueError: the layer is unknown (lists near matches) or the image does not fit the model.
-    """
-    _, mixer = model.block(layer)
-    if inputs is None:
-        rows, cols = image.tensor.shape[-2:]
-        model.check_size(rows, cols)
-        inputs = model.mixer_inputs(image.tensor.to(model.device))
-    with torch.no_grad():
-        state = mixer.freeze(inputs[layer])
-    info = {
-        "model": model.name,
-        "config": model.config,
-        "weights": model.weights,
-        "weights_sha256": model.weights_sha256,
-        "layout": model.layout,
-        "seed": model.seed,
-        "layer": layer,
-        "kind": mixer.kind,
-        "image": image.name,
-        "image_sha256": image.sha256,
-        "size": tuple(image.tensor.shape[-2:]),
-        "dtype": str(state.value.dtype).removeprefix("torch."),
-        "device": str(state.value.device),
-        "backend": choose(mixer.backend, state.value),
-    }
-    if isinstance(state, PropagationState):
-        info |= {"merge": state.merge, "chunk": state.chunk}
-        return PropagationOperator(state, info)
-    info |= {"pattern": state.pattern.name}
-    return AttentionOperator(state, info)
