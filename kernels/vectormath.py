@@ -146,7 +146,7 @@ def total(typing_context, value):
 
 @intrinsic
 def exp2(typing_context, value):
-    """2 to the power of every lane, to 2 units in the last place; exactly 0 below 2**-125, at most 2**127; NaN stays NaN."""
+    """2 to the power of every lane, to 2 units in the last place; 0 below 2**-125, at most 2**127; NaN stays NaN."""
 
     def build(context, builder, signature, args):
         def fixed(number: float) -> ir.Constant:

@@ -5,7 +5,7 @@
 
 import torch
 
-from kernels.attention import attend, swin
+from kernels.attention import attend, full, swin
 from kernels.propagation import DIRECTIONS, normalise_gates, propagate
 
 
@@ -15,9 +15,10 @@ def warm() -> None:
     x, lam = torch.zeros(1, 1, 2, 2, requires_grad=True), torch.zeros(4, 1, 1, 2, 2, requires_grad=True)
     gates = normalise_gates(logits, DIRECTIONS, backend="cpu")
     propagate(x, gates, lam, backend="cpu").sum().backward()
-    q, k, v = (torch.zeros(1, 2, 2, 1, 16, requires_grad=True) for _ in range(3))
-    bias = torch.zeros(1, 3, 3, requires_grad=True)
-    attend(q, k, v, swin(2, 1), bias, backend="cpu").sum().backward()
+    for grid, pattern in ((2, 2), swin(2, 1)), ((9, 16), full()):  # tiles that share no keys, and tiles that do
+        q, k, v = (torch.zeros(1, *grid, 1, 16, requires_grad=True) for _ in range(3))
+        bias = torch.zeros(pattern.bias_shape(1, grid), requires_grad=True)
+        attend(q, k, v, pattern, bias, backend="cpu").sum().backward()
 
 
 if __name__ == "__main__":

@@ -77,6 +77,11 @@ def test_a_wrong_argument_of_show_is_one_sentence_with_near_matches(arguments: d
     assert "\n" not in str(raised.value)
 
 
+def test_the_page_of_patterns_takes_the_name_of_a_picture() -> None:
+    with pytest.raises(ValueError, match=r"^image must be the name of a picture .* coffee.*; got ndarray\.$"):
+        wb.show(page="patterns", image=np.zeros((4, 4, 3)))
+
+
 def test_another_package_named_kernels_is_refused_in_one_sentence(tmp_path: Path) -> None:
     foreign = tmp_path / "kernels"
     foreign.mkdir()

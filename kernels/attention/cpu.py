@@ -12,8 +12,10 @@ from .cpu_kernels import Tensors, forward_kernel, key_kernel, query_kernel
 from .cpu_plan import LANES, Layout, layout
 from .cpu_tables import room_size
 from .parts import Attention, Gradients, Maybe
-from .tiles import Side
 
+#: Fewer tiles than this are cut smaller, though tiles that share no keys need one pass less: they could keep few cores
+#: busy. It does not depend on the number of cores, so that results do not either.
+SPREAD = 16
 _NOTHING = np.empty(0, np.float32)
 _NO_STRIDES = (0, 0, 0)
 
@@ -39,7 +41,10 @@ class _Cpu:
         lse: torch.Tensor, grad: torch.Tensor, gradients: Gradients,
     ) -> None:  # fmt: skip
         """Write the gradients that are asked for."""
-        plan, channels, scale = _layout(settings, q, k, "query"), q.shape[4], np.float32(settings.scale)
+        channels, scale = q.shape[4], np.float32(settings.scale)
+        plan = _layout(settings, q, k, "both")
+        if not plan.apart or len(plan.items) * q.shape[3] < SPREAD:
+            plan = _layout(settings, q, k, "query")
         tensors, strides = _memory(q, k, v, out, grad, gradients.q, gradients.k, gradients.v)
         table, levels = _by_head(bias, q), _by_token(lse)
         delta = torch.empty_like(lse)
@@ -86,9 +91,9 @@ def backward(
     return parts.backward(_ENGINE, settings, needs, grad, saved)
 
 
-def _layout(settings: Attention, q: torch.Tensor, k: torch.Tensor, side: Side) -> Layout:
+def _layout(settings: Attention, q: torch.Tensor, k: torch.Tensor, tiles: str) -> Layout:
     batch, height, width, heads, channels = q.shape
-    return layout(settings.pattern, (height, width), (k.shape[1], k.shape[2]), batch, heads, channels, side)
+    return layout(settings.pattern, (height, width), (k.shape[1], k.shape[2]), batch, heads, channels, tiles)
 
 
 def _memory(*tensors: Maybe) -> tuple[Tensors, np.ndarray]:

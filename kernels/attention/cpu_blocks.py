@@ -85,9 +85,7 @@ def _transpose_square(typing_context, c, c_at, c_row, a, a_at, a_row, factor):
             return [address(context, builder, kind, array, start) for start in starts]
 
         every = every_lane(builder, factor)
-        lines = [
-            builder.fmul(builder.load(place, align=4), every) for place in places(kinds[3], a, a_at, a_row)
-        ]
+        lines = [builder.fmul(builder.load(place, align=4), every) for place in places(kinds[3], a, a_at, a_row)]
         half = WIDTH // 2
         low = lane_numbers([n // 2 + WIDTH * (n % 2) for n in range(WIDTH)])
         high = lane_numbers([half + n // 2 + WIDTH * (n % 2) for n in range(WIDTH)])

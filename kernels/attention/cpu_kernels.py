@@ -20,9 +20,30 @@ from kernels.vectormath import WIDTH
 from .cpu_blocks import multiply, transpose
 from .cpu_plan import LANES
 from .cpu_tables import (
-    LN_2, LOG2_E, ONE, accumulate, add_to_bias, cut_room, fill_places, jit, pair_table, probabilities,
-    probabilities_and_gradient, probabilities_and_gradient_by_row, probabilities_by_row, read_rows, round_up,
-    row_dots, scale_rows, softmax_block, write_rows,
+    AT_0,
+    EVERY,
+    KEYS,
+    LN_2,
+    LOG2_E,
+    NO,
+    ONE,
+    QUERIES,
+    YES,
+    accumulate,
+    add_to_bias,
+    cut_room,
+    fill_places,
+    jit,
+    pair_table,
+    probabilities_and_gradient,
+    probabilities_and_gradient_by_row,
+    probabilities_by_row,
+    read_rows,
+    round_up,
+    row_dots,
+    scale_rows,
+    softmax_block,
+    write_rows,
 )  # fmt: skip
 
 _parallel = numba.njit(cache=True, parallel=True, fastmath={"contract"}, error_model="numpy")
@@ -89,40 +110,57 @@ def _forward_tile(
     needs_table = layout.masked or len(bias) > 0
     for start in range(0, queries, LANES):
         count = min(LANES, queries - start)
-        lanes, first = round_up(count, WIDTH), True
-        fill_places(layout, rows[0], cols[0], 0, start, count, own)
+        lanes, first = round_up(count, WIDTH), YES
+        fill_places(layout, rows[0], cols[0], QUERIES, start, count, own)
         read_rows(tensors.q, at[0], strides[0, 1], own[0], count, channels, depth, room.a)
-        transpose(room.a_cols, 0, lanes, room.a, 0, depth, lanes, depth, scale * LOG2_E)
+        transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, scale * LOG2_E)
         for part in range(parts):
             row, col = rows[part // cols.shape[0]], cols[part % cols.shape[0]]
             keys = row[3] * col[3]
             for key in range(0, keys, layout.block):
                 others = min(layout.block, keys - key)
-                fill_places(layout, row, col, 2, key, others, other)
+                fill_places(layout, row, col, KEYS, key, others, other)
                 read_rows(tensors.k, at[1], strides[1, 1], other[0], others, channels, depth, room.c)
                 read_rows(tensors.v, at[2], strides[2, 1], other[0], others, channels, depth, room.d)
                 if needs_table and kind != kept:
-                    pair_table(layout, own, other, count, others, lanes, True, bias, room.table)
+                    pair_table(layout, own, other, count, others, lanes, YES, bias, room.table)
                     kept = kind if parts == 1 and queries <= LANES and others == keys else np.int64(-1)
                 _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
                 softmax_block(room.weights, others, lanes, room.peak, room.sum, room.factor, first)
                 if not first:
                     scale_rows(room.sums, depth, room.factor, count)
                 _mix(room.sums, first, room.weights, lanes, room.d, depth, count, others, room.nothing)
-                first = False
+                first = NO
         for i in range(count):
             lse[own[0, i]] = room.peak[i] * LN_2 + np.log(room.sum[i])
             room.factor[i] = ONE / room.sum[i]
         scale_rows(room.sums, depth, room.factor, count)
-        write_rows(room.sums, depth, ONE, tensors.out, at[3], strides[3, 1], own[0], count, channels, True)
+        write_rows(room.sums, depth, ONE, tensors.out, at[3], strides[3, 1], own[0], count, channels, YES)
     return kept
 
 
 @jit
 def _logits(other, depth, cols, needs_table, room, others, lanes, channels):
     """weights[j, i] = other[j] . own[i], and what the table adds."""
-    start, pitch = (room.table, lanes) if needs_table else (room.nothing, 0)
-    multiply(room.weights, 0, lanes, start, 0, pitch, other, 0, depth, 1, cols, 0, lanes, others, lanes, channels)
+    start, pitch = (room.table, lanes) if needs_table else (room.nothing, AT_0)
+    multiply(
+        room.weights,
+        AT_0,
+        lanes,
+        start,
+        AT_0,
+        pitch,
+        other,
+        AT_0,
+        depth,
+        EVERY,
+        cols,
+        AT_0,
+        lanes,
+        others,
+        lanes,
+        channels,
+    )
 
 
 @jit
@@ -130,8 +168,8 @@ def _mix(sums, fresh, weights, lanes, other, depth, count, others, nothing):
     """sums[i] (+)= sum over the other side of weights[j, i] other[j]; fresh: =, not +=."""
     for c in range(0, depth, LANES):
         some = min(LANES, depth - c)
-        start, at, pitch = (nothing, 0, 0) if fresh else (sums, c, depth)
-        multiply(sums, c, depth, start, at, pitch, weights, 0, 1, lanes, other, c, depth, count, some, others)
+        start, at, pitch = (nothing, AT_0, AT_0) if fresh else (sums, c, depth)
+        multiply(sums, c, depth, start, at, pitch, weights, AT_0, EVERY, lanes, other, c, depth, count, some, others)
 
 
 @jit
@@ -139,7 +177,7 @@ def _mix_back(sums, weights, lanes, own, depth, count, others, nothing):
     """sums[j] = sum over the own side of weights[j, i] own[i]."""
     for c in range(0, depth, LANES):
         some = min(LANES, depth - c)
-        multiply(sums, c, depth, nothing, 0, 0, weights, 0, lanes, 1, own, c, depth, others, some, count)
+        multiply(sums, c, depth, nothing, AT_0, AT_0, weights, AT_0, lanes, EVERY, own, c, depth, others, some, count)
 
 
 @_parallel
@@ -157,9 +195,7 @@ def query_kernel(tensors, strides, layout, bias, lse, delta, dbias, wanted, chan
 
 
 @jit
-def _query_chunk(
-    work, tensors, strides, layout, bias, lse, delta, dbias, wanted, channels, scale, memory, places
-):
+def _query_chunk(work, tensors, strides, layout, bias, lse, delta, dbias, wanted, channels, scale, memory, places):
     head, begin, end = _chunk(work, layout)
     depth = round_up(channels, WIDTH)
     room = cut_room(memory, depth, layout.lanes, layout.block)
@@ -190,8 +226,8 @@ def _query_tile(
     needs_table = layout.masked or len(bias) > 0
     for start in range(0, queries, LANES):
         count = min(LANES, queries - start)
-        lanes, first = round_up(count, WIDTH), True
-        fill_places(layout, rows[0], cols[0], 0, start, count, own)
+        lanes, first = round_up(count, WIDTH), YES
+        fill_places(layout, rows[0], cols[0], QUERIES, start, count, own)
         read_rows(tensors.grad, at[4], strides[4, 1], own[0], count, channels, depth, room.b)
         row_dots(tensors.out, at[3], strides[3, 1], room.b, depth, own[0], count, channels, room.sum)
         for i in range(count):
@@ -200,25 +236,26 @@ def _query_tile(
         if not (want_q or want_k or want_v or want_bias):
             continue
         read_rows(tensors.q, at[0], strides[0, 1], own[0], count, channels, depth, room.a)
-        transpose(room.a_cols, 0, lanes, room.a, 0, depth, lanes, depth, scale * LOG2_E)
-        transpose(room.b_cols, 0, lanes, room.b, 0, depth, lanes, depth, ONE)
+        transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, scale * LOG2_E)
+        transpose(room.b_cols, AT_0, lanes, room.b, AT_0, depth, lanes, depth, ONE)
         for part in range(parts):
             row, col = rows[part // cols.shape[0]], cols[part % cols.shape[0]]
             keys = row[3] * col[3]
             for key in range(0, keys, layout.block):
                 others = min(layout.block, keys - key)
                 alone = parts == 1 and queries <= LANES and others == keys
-                fill_places(layout, row, col, 2, key, others, other)
+                fill_places(layout, row, col, KEYS, key, others, other)
                 read_rows(tensors.k, at[1], strides[1, 1], other[0], others, channels, depth, room.c)
                 read_rows(tensors.v, at[2], strides[2, 1], other[0], others, channels, depth, room.d)
                 if kind != kept or not alone:
                     if needs_table:
-                        pair_table(layout, own, other, count, others, lanes, True, bias, room.table)
+                        pair_table(layout, own, other, count, others, lanes, YES, bias, room.table)
                     room.slots[: others * lanes] = 0
                     kept = kind if alone else np.int64(-1)
                 _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
                 multiply(
-                    room.dweights, 0, lanes, room.nothing, 0, 0, room.d, 0, depth, 1, room.b_cols, 0, lanes,
+                    room.dweights, AT_0, lanes, room.nothing, AT_0, AT_0, room.d, AT_0, depth, EVERY, room.b_cols,
+                    AT_0, lanes,
                     others, lanes, channels,
                 )  # fmt: skip
                 probabilities_and_gradient(room.weights, room.dweights, others, lanes, room.peak, room.sum)
@@ -228,7 +265,7 @@ def _query_tile(
                         add_to_bias(layout, room.slots, lanes, own, other, count, others, dbias)
                 if want_q:
                     _mix(room.sums, first, room.dweights, lanes, room.c, depth, count, others, room.nothing)
-                    first = False
+                    first = NO
                 if want_v:
                     _mix_back(room.more_sums, room.weights, lanes, room.b, depth, count, others, room.nothing)
                     write_rows(
@@ -242,7 +279,7 @@ def _query_tile(
                         start == 0,
                     )  # fmt: skip
         if want_q:
-            write_rows(room.sums, depth, scale, tensors.dq, at[5], strides[5, 1], own[0], count, channels, True)
+            write_rows(room.sums, depth, scale, tensors.dq, at[5], strides[5, 1], own[0], count, channels, YES)
     return kept
 
 
@@ -285,41 +322,40 @@ def _key_tile(
     needs_table = layout.masked or len(bias) > 0
     for start in range(0, keys, LANES):
         count = min(LANES, keys - start)
-        lanes, first = round_up(count, WIDTH), True
-        fill_places(layout, rows[0], cols[0], 2, start, count, own)
+        lanes, first = round_up(count, WIDTH), YES
+        fill_places(layout, rows[0], cols[0], KEYS, start, count, own)
         read_rows(tensors.k, at[1], strides[1, 1], own[0], count, channels, depth, room.a)
-        transpose(room.a_cols, 0, lanes, room.a, 0, depth, lanes, depth, scale * LOG2_E)
+        transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, scale * LOG2_E)
         if want_k:
             read_rows(tensors.v, at[2], strides[2, 1], own[0], count, channels, depth, room.b)
-            transpose(room.b_cols, 0, lanes, room.b, 0, depth, lanes, depth, ONE)
+            transpose(room.b_cols, AT_0, lanes, room.b, AT_0, depth, lanes, depth, ONE)
         for part in range(parts):
             row, col = rows[part // cols.shape[0]], cols[part % cols.shape[0]]
             queries = row[1] * col[1]
             for query in range(0, queries, layout.block):
                 others = min(layout.block, queries - query)
-                fill_places(layout, row, col, 0, query, others, other)
+                fill_places(layout, row, col, QUERIES, query, others, other)
                 read_rows(tensors.q, at[0], strides[0, 1], other[0], others, channels, depth, room.c)
                 read_rows(tensors.grad, at[4], strides[4, 1], other[0], others, channels, depth, room.d)
                 if needs_table and kind != kept:
-                    pair_table(layout, own, other, count, others, lanes, False, bias, room.table)
+                    pair_table(layout, own, other, count, others, lanes, NO, bias, room.table)
                     kept = kind if parts == 1 and keys <= LANES and others == queries else np.int64(-1)
                 _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
                 if want_k:
                     multiply(
-                        room.dweights, 0, lanes, room.nothing, 0, 0, room.d, 0, depth, 1, room.b_cols, 0, lanes,
+                        room.dweights, AT_0, lanes, room.nothing, AT_0, AT_0, room.d, AT_0, depth, EVERY, room.b_cols,
+                    AT_0, lanes,
                         others, lanes, channels,
                     )  # fmt: skip
-                    probabilities_and_gradient_by_row(
-                        room.weights, room.dweights, others, lanes, lse, delta, other[0]
-                    )
+                    probabilities_and_gradient_by_row(room.weights, room.dweights, others, lanes, lse, delta, other[0])
                     _mix(room.more_sums, first, room.dweights, lanes, room.c, depth, count, others, room.nothing)
                 else:
                     probabilities_by_row(room.weights, others, lanes, lse, other[0])
                 if want_v:
                     _mix(room.sums, first, room.weights, lanes, room.d, depth, count, others, room.nothing)
-                first = False
+                first = NO
         if want_k:
-            write_rows(room.more_sums, depth, scale, tensors.dk, at[6], strides[6, 1], own[0], count, channels, True)
+            write_rows(room.more_sums, depth, scale, tensors.dk, at[6], strides[6, 1], own[0], count, channels, YES)
         if want_v:
-            write_rows(room.sums, depth, ONE, tensors.dv, at[7], strides[7, 1], own[0], count, channels, True)
+            write_rows(room.sums, depth, ONE, tensors.dv, at[7], strides[7, 1], own[0], count, channels, YES)
     return kept

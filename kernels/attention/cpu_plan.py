@@ -14,7 +14,7 @@ from kernels.vectormath import WIDTH
 
 from .axis import Axis, Rule
 from .pattern import Pattern
-from .tiles import Side, Tiles, plan
+from .tiles import Cost, Side, Tiles, plan
 
 #: Positions of a tile that are worked on together, side by side in vector registers.
 LANES = 64
@@ -25,15 +25,15 @@ PARTIALS = 2**22
 
 
 class Layout(NamedTuple):
-    """A pattern on a grid, for one side: "query" (tiles of queries and their keys) or "key" (of keys and their readers).
+    """A pattern on a grid, cut into tiles of queries and the keys they read, or into tiles of keys and their readers.
 
-    rows, cols (tiles, parts, 5): the first query, how many queries, the first key, how many keys, and the step from one
-    to the next. row_spans, col_spans (size, 2): the first and last key of a query. items (n, 4): image, row tile, column
-    tile and kind, kind by kind. query_width, key_width: columns of the maps. row_extent, col_extent: the bias of
-    a pair is at (query - key) / step + extent - 1. centre: where it is for a query and the key of its own place, in a
-    head's whole table. outgrown: distances may leave the table, and then its border is taken. radius: 0 for none. masked: whether some pairs of a tile
-    are not read. lanes, block: the most positions of a tile's own and other side that are worked on together. chunks:
-    parts of `items` that run at the same time, in each head. apart: no key is in two tiles.
+    rows, cols (tiles, parts, 5): the first query, how many queries, the first key, how many keys, and the step between
+    neighbours. row_spans, col_spans (size, 2): the first and last key of a query. items (n, 4): image, row tile, column
+    tile and kind, kind by kind. query_width, key_width: columns of the maps. row_extent, col_extent: the bias of a pair
+    is at (query - key) / step + extent - 1. centre: where it is in a head's flat table if query and key are at one
+    place. outgrown: distances may leave the table, and then its border is taken. radius: 0 for none. masked: whether
+    some pairs of a tile are not read. lanes, block: the most positions of a tile's own and of its other side that are
+    worked on together. chunks: parts of `items` that run at the same time, in each head. apart: no key is in two tiles.
     """
 
     rows: np.ndarray
@@ -60,22 +60,30 @@ def cost(queries: int, keys: int) -> float:
 
     Positions beyond the lanes are worked on in another round.
     """
-    vectors = -(-queries // WIDTH)
-    rounds = -(-queries // LANES)
+    vectors, rounds = -(-queries // WIDTH), -(-queries // LANES)
     return vectors * keys * 24.0 + queries * keys + rounds * (12.0 * keys + 300) + 16.0 * queries
 
 
-def cost_of_keys(queries: int, keys: int) -> float:
-    """The same for a tile of keys and their readers."""
-    return cost(keys, queries)
+def _spread(queries: int, keys: int) -> float:
+    """The same, but what can be shared among the threads is not kept in one tile."""
+    return cost(queries, keys) + (queries > LANES) * 16.0 * queries
+
+
+#: What tiles are chosen by. Tiles of "both" sides are tiles of queries for patterns whose tiles share no keys.
+COSTS: dict[str, tuple[Side, Cost]] = {
+    "query": ("query", _spread),
+    "key": ("key", lambda queries, keys: _spread(keys, queries)),
+    "both": ("query", cost),
+}
 
 
 @lru_cache(maxsize=256)
 def layout(
-    pattern: Pattern, grid: tuple[int, int], keys: tuple[int, int], batch: int, heads: int, channels: int, side: Side
+    pattern: Pattern, grid: tuple[int, int], keys: tuple[int, int], batch: int, heads: int, channels: int, tiles: str
 ) -> Layout:
-    """The layout of a pattern without head groups; heads and channels decide how the work is cut."""
-    planned = plan(pattern, grid, keys, cost if side == "query" else cost_of_keys, side)
+    """The layout of a pattern without head groups, by tiles of `COSTS`; heads and channels decide how work is cut."""
+    side, price = COSTS[tiles]
+    planned = plan(pattern, grid, keys, price, side)
     rows, cols = (
         _existing(axis, size, count, side)
         for axis, size, count in zip((planned.rows, planned.cols), grid, keys, strict=True)
@@ -152,5 +160,3 @@ def _apart(axis: np.ndarray) -> bool:
         return False
     read = np.concatenate([key + step * np.arange(number) for _, _, key, number, step in axis[:, 0]])
     return len(np.unique(read)) == len(read)
-
-

@@ -5,13 +5,23 @@ side and `lanes` columns, one for each position of the tile's own side. Logits a
 weight is a power of two.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
 from kernels.vectormath import (
-    WIDTH, add, exp2, load, maximum, splat, store, subtract, times, total, zeros,
+    WIDTH,
+    add,
+    exp2,
+    load,
+    maximum,
+    splat,
+    store,
+    subtract,
+    times,
+    total,
+    zeros,
 )  # fmt: skip
 
 from .cpu_plan import LANES
@@ -20,6 +30,15 @@ jit = numba.njit(cache=True, fastmath={"contract"}, error_model="numpy")
 
 LOG2_E, LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 ONE, ZERO = np.float32(1), np.float32(0)
+#: Typed, because numba compiles a function anew for every literal it is given.
+AT_0, EVERY, QUERIES, KEYS, YES, NO = (
+    np.int64(0),
+    np.int64(1),
+    np.int64(0),
+    np.int64(2),
+    np.bool_(True),
+    np.bool_(False),
+)
 #: Added to the logit of a pair that is not read: finite, so that a lane of such pairs alone makes no NaN.
 FORBIDDEN = np.float32(-1e30)
 
@@ -84,8 +103,10 @@ def round_up(n, multiple):
 
 @jit
 def fill_places(layout, rows, cols, which, start, count, places):
-    """Positions start ... of a tile's queries (which 0) or keys (2). places (8, n): token, row, column, how far the bias
-    of a pair is along its table, and for queries the first and last row and the first and last column they read.
+    """Positions start ... of a tile's queries (which 0) or keys (2).
+
+    places (8, n): token, row, column, place in the bias table (of a pair: the query's less the key's, from the centre),
+    and for queries the first and last row and the first and last column that they read.
     """
     across = cols[which + 1]
     row, col = start // across, start % across
@@ -211,9 +232,9 @@ def add_to_bias(layout, gradients, lanes, own, other, count, others, bias):
 
 @jit
 def softmax_block(weights, others, lanes, peak, sum, factor, first):
-    """Go on with the softmax of every lane: weights become 2**(weights - peak), and what was summed shrinks by `factor`.
+    """Go on with the softmax of every lane: weights become 2**(weights - peak), and `factor` is what sums shrink by.
 
-    `first`: nothing was summed before.
+    first: nothing was summed before.
     """
     for lane in range(0, lanes, WIDTH):
         top = load(weights, lane)
@@ -238,17 +259,10 @@ def softmax_block(weights, others, lanes, peak, sum, factor, first):
 
 
 @jit
-def probabilities(weights, others, lanes, lse):
-    """weights = 2**(weights - lse of the lane): the softmax again, from its saved logsumexp."""
-    for lane in range(0, lanes, WIDTH):
-        level = load(lse, lane)
-        for at in range(lane, lane + others * lanes, lanes):
-            store(weights, at, exp2(subtract(load(weights, at), level)))
-
-
-@jit
 def probabilities_and_gradient(weights, dweights, others, lanes, lse, delta):
-    """`probabilities`, and with them dweights = weights * (dweights - delta of the lane): the logits' gradient."""
+    """The softmax again, from its saved logsumexp, weights = 2**(weights - lse of the lane), and the logits' gradient,
+    dweights = weights * (dweights - delta of the lane).
+    """
     for lane in range(0, lanes, WIDTH):
         level, mean = load(lse, lane), load(delta, lane)
         for at in range(lane, lane + others * lanes, lanes):
@@ -259,7 +273,7 @@ def probabilities_and_gradient(weights, dweights, others, lanes, lse, delta):
 
 @jit
 def probabilities_by_row(weights, others, lanes, lse, token):
-    """`probabilities` where queries are rows; lse of every token, in natural units."""
+    """The softmax again, where queries are rows; lse of every token, in natural units."""
     for j in range(others):
         level = splat(lse[token[j]] * LOG2_E)
         for at in range(j * lanes, (j + 1) * lanes, WIDTH):

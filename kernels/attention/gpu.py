@@ -11,7 +11,7 @@ from kernels.backends import BackendUnavailable
 from . import parts
 from .gpu_backward import bias_kernel, delta_kernel, key_value_kernel, query_kernel
 from .gpu_bias import add_pairs
-from .gpu_kernels import forward_kernel
+from .gpu_forward import forward_kernel
 from .gpu_launch import Call
 from .gpu_specs import compile_specs
 from .gpu_window import window_kernel
@@ -22,8 +22,9 @@ __all__ = ["MOST_CHANNELS", "Triton", "backward", "compile_specs", "forward"]
 
 #: A program holds whole rows of channels in registers.
 MOST_CHANNELS = 128
-#: Where programs sum the bias gradient over many tiles: so many of them, and at most so much memory for their sums.
-PROGRAMS = 1024
+#: Where programs treat many tiles, to sum the gradient of the bias: so many programs (four rounds of two on each of the
+#: 132 multiprocessors of an H200), and at most so much memory for their sums.
+PROGRAMS = 1056
 PARTIAL_BYTES = 64 * 2**20
 
 
@@ -100,7 +101,7 @@ def _windows(call: Call, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tenso
     items, tiled = call.tiled("query")
     wanted = gradients.bias is not None
     pairs = tiled["QUERIES"] * tiled["KEYS"]
-    share = triton.cdiv(items, _splits(items, call.heads, call.heads * pairs)) if wanted else 1
+    share = triton.cdiv(items, _splits(items, call.heads, call.heads * pairs))
     splits = triton.cdiv(items, share)
     partial = lse.new_empty(splits, call.heads, tiled["QUERIES"], tiled["KEYS"]) if wanted else lse
     written = {"dq": gradients.q, "dk": gradients.k, "dv": gradients.v, "partial": partial}

@@ -80,7 +80,8 @@ def query_kernel(
     head = b * kb + h.to(tl.int64) * kh
     dquery = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     col_parts = parts_of(cols, col_tile, KW, COL_PARTS, 1)
-    for step in tl.range(0, parts_of(rows, row_tile, KH, ROW_PARTS, 1) * col_parts * steps, num_stages=STAGES):
+    count = parts_of(rows, row_tile, KH, ROW_PARTS, 1) * col_parts * tl.minimum(steps, TILES)
+    for step in tl.range(0, count, num_stages=STAGES):
         k_slot = step % TILES * BLOCK_K + tl.arange(0, BLOCK_K)
         if ROW_PARTS * COL_PARTS > 1:
             part = step // TILES
@@ -90,8 +91,18 @@ def query_kernel(
         k_at = head + strided(k_row, k_col, kr, kc)
         key, value = read(k, k_at, k_exists, D, BLOCK_D), read(v, k_at, k_exists, D, BLOCK_D)
         reads = allowed(
-            row[:, None], col[:, None], row_first[:, None], row_last[:, None], col_first[:, None], col_last[:, None],
-            k_row[None, :], k_col[None, :], k_exists[None, :], ROWS_EXACT, COLS_EXACT, RADIUS,
+            row[:, None],
+            col[:, None],
+            row_first[:, None],
+            row_last[:, None],
+            col_first[:, None],
+            col_last[:, None],
+            k_row[None, :],
+            k_col[None, :],
+            k_exists[None, :],
+            ROWS_EXACT,
+            COLS_EXACT,
+            RADIUS,
         )
         k_entry = key_entry(k_slot, KEY_COLS, TABLE)
         entry = q_entry[:, None] - k_entry[None, :]
@@ -127,7 +138,8 @@ def key_value_kernel(
     key, value = read(k, k_at, k_exists, D, BLOCK_D), read(v, k_at, k_exists, D, BLOCK_D)
     dkey, dvalue = tl.zeros((BLOCK_K, BLOCK_D), tl.float32), tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     col_parts = parts_of(cols, col_tile, W, COL_PARTS, 0)
-    for step in tl.range(0, parts_of(rows, row_tile, H, ROW_PARTS, 0) * col_parts * steps, num_stages=STAGES):
+    count = parts_of(rows, row_tile, H, ROW_PARTS, 0) * col_parts * tl.minimum(steps, TILES)
+    for step in tl.range(0, count, num_stages=STAGES):
         slot = step % TILES * BLOCK_Q + tl.arange(0, BLOCK_Q)
         if ROW_PARTS * COL_PARTS > 1:
             part = step // TILES
@@ -145,8 +157,18 @@ def key_value_kernel(
         at = h.to(tl.int64) * batch * H * W + q_at
         q_lse = tl.load(lse + at, mask=q_exists, other=float("inf"))
         reads = allowed(
-            row[None, :], col[None, :], row_first[None, :], row_last[None, :], col_first[None, :], col_last[None, :],
-            k_row[:, None], k_col[:, None], k_exists[:, None], ROWS_EXACT, COLS_EXACT, RADIUS,
+            row[None, :],
+            col[None, :],
+            row_first[None, :],
+            row_last[None, :],
+            col_first[None, :],
+            col_last[None, :],
+            k_row[:, None],
+            k_col[:, None],
+            k_exists[:, None],
+            ROWS_EXACT,
+            COLS_EXACT,
+            RADIUS,
         )
         entry = q_entry[None, :] - k_entry[:, None]
         logits = logits_of(key, query, bias + h * (2 * CENTRE + 1), reads, entry, scale, HAS_BIAS)
@@ -214,8 +236,18 @@ def bias_kernel(
         q_lse = tl.load(lse + at, mask=q_exists, other=float("inf"))
         q_delta = tl.load(delta + at, mask=q_exists, other=0)
         reads = allowed(
-            row[:, None], col[:, None], row_first[:, None], row_last[:, None], col_first[:, None], col_last[:, None],
-            k_row[None, :], k_col[None, :], k_exists[None, :], ROWS_EXACT, COLS_EXACT, RADIUS,
+            row[:, None],
+            col[:, None],
+            row_first[:, None],
+            row_last[:, None],
+            col_first[:, None],
+            col_last[:, None],
+            k_row[None, :],
+            k_col[None, :],
+            k_exists[None, :],
+            ROWS_EXACT,
+            COLS_EXACT,
+            RADIUS,
         )
         entry = q_entry[:, None] - k_entry[None, :]
         logits = logits_of(query, key, bias + h * (2 * CENTRE + 1), reads, entry, scale, HAS_BIAS)

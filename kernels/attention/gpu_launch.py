@@ -9,7 +9,7 @@ import torch
 import triton
 
 from .gpu_backward import bias_kernel, delta_kernel, key_value_kernel, query_kernel
-from .gpu_kernels import forward_kernel
+from .gpu_forward import forward_kernel
 from .gpu_plans import Arrangement, arrange
 from .gpu_window import window_kernel
 from .parts import Attention
@@ -86,6 +86,7 @@ def tables(
 def options(kernel: Any, values: dict[str, Any], single: bool) -> tuple[dict[str, int], int]:
     """The compile-time options of a kernel, besides what describes its tiles, and its warps."""
     # Loops that carry two tiles of sums, or a large one, have no registers to spare for tiles on their way.
-    stages = 1 if kernel in (key_value_kernel, bias_kernel, window_kernel) else 3
-    light = not single and values["BLOCK_D"] <= 32 and kernel not in (bias_kernel, window_kernel)
-    return {"STAGES": stages}, 4 if light else 8
+    stages = 1 if kernel in (key_value_kernel, bias_kernel) or (single and kernel is window_kernel) else 2
+    # A product of 64 rows occupies one group of four warps; further ones would only repeat it.
+    heavy = single or values["BLOCK_D"] > 64 or kernel is bias_kernel
+    return {"STAGES": stages}, 8 if heavy else 4

@@ -49,12 +49,16 @@ class Arrangement(NamedTuple):
     apart: bool
 
 
-def most_slots(channels: int, single: bool) -> tuple[int, int]:
-    """The most queries and keys at a time that compile without spilling registers on sm_90; single: float32."""
-    wide = block_of(channels) > 64
+def most_slots(channels: int, single: bool, loops: bool) -> tuple[int, int]:
+    """The most slots at a time, of a program's own side and of the other one, that spill no registers on sm_90.
+
+    single: float32 storage. loops: the other side takes several steps; where it takes one, the compiler has a straight
+    line and room for more.
+    """
+    block = block_of(channels)
     if single:
-        return (32, 16) if wide else (64, 32)
-    return 64, 64
+        return (64 if block <= 32 else 32), (32 if block <= 64 else 16)
+    return 64, 32 if loops else 64
 
 
 def block_of(channels: int) -> int:
@@ -63,17 +67,18 @@ def block_of(channels: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def blocks_of(queries: int, keys: int, side: Side, most: tuple[int, int]) -> Blocks:
-    """The cheapest blocks for a tile of `queries` and `keys` slots; `side` is cut into programs, the other looped over."""
+def blocks_of(queries: int, keys: int, parts: int, side: Side, channels: int, single: bool) -> Blocks:
+    """The cheapest blocks for a tile of so many slots and parts; `side` is cut into programs, the other looped over."""
+    own, other = (queries, keys) if side == "query" else (keys, queries)
+    most_own, most_other = most_slots(channels, single, loops=parts > 1 or other > 64)
+    load = other * (KEY_COST if side == "query" else QUERY_COST)
     found = []
-    for block_q in _powers(queries, most[0]):
-        for block_k in _powers(keys, most[1]):
-            slots = ((queries, block_q), (keys, block_k))
-            (own, own_block), (other, other_block) = slots if side == "query" else slots[::-1]
+    for own_block in _powers(own, most_own):
+        for other_block in _powers(other, most_other):
             steps = triton.cdiv(other, other_block)
-            load = other * (KEY_COST if side == "query" else QUERY_COST)
-            program = PROGRAM_COST + load + own_block * steps * (other_block + STEP_COST)
-            found.append(Blocks(triton.cdiv(own, own_block) * program, block_q, block_k))
+            program = PROGRAM_COST + parts * (load + own_block * steps * (other_block + STEP_COST))
+            pair = (own_block, other_block) if side == "query" else (other_block, own_block)
+            found.append(Blocks(triton.cdiv(own, own_block) * program, *pair))
     return min(found, key=lambda blocks: (blocks.cost, -blocks.queries, -blocks.keys))
 
 
@@ -95,11 +100,15 @@ def arrange(
         channels: of a head.
         single: float32 storage, which leaves less room for blocks.
     """
-    most = most_slots(channels, single)
-    chosen = plan(pattern, grid, keys, lambda queries, keys: blocks_of(queries, keys, side, most).cost, side)
+
+    def cost(queries: int, keys: int) -> int:
+        return blocks_of(queries, keys, 1, side, channels, single).cost
+
+    chosen = plan(pattern, grid, keys, cost, side)
     rows, cols = chosen.rows, chosen.cols
     queries, slots = rows.queries * cols.queries, rows.keys * cols.keys
-    blocks = blocks_of(queries, slots, side, most)
+    parts = rows.table.shape[1] * cols.table.shape[1]
+    blocks = blocks_of(queries, slots, parts, side, channels, single)
     table_rows, table_cols = (_entries(rule, n) for rule, n in zip((pattern.rows, pattern.cols), grid, strict=True))
     (row_table, row_groups), (col_table, col_groups) = _grouped(rows), _grouped(cols)
     constants = {
@@ -119,7 +128,7 @@ def arrange(
         "BLOCK_Q": blocks.queries,
         "BLOCK_K": blocks.keys,
     }
-    fits = queries <= blocks.queries and slots <= blocks.keys and block_of(channels) <= 64
+    fits = queries <= blocks.queries and slots <= blocks.keys and block_of(channels) <= 32
     apart = fits and not pattern.radius and _covers_once(rows, keys[0]) and _covers_once(cols, keys[1])
     return Arrangement(chosen, constants, (row_table, col_table), (row_groups, col_groups), apart)
 

@@ -4,15 +4,14 @@ from typing import Any, NamedTuple
 
 from .family import disc, full, neighborhood, power, swin
 from .gpu_backward import bias_kernel, delta_kernel, key_value_kernel, query_kernel
-from .gpu_kernels import forward_kernel
+from .gpu_forward import forward_kernel
 from .gpu_launch import options
 from .gpu_plans import arrange
 from .gpu_window import window_kernel
 from .pattern import Pattern
 
-ALL = (forward_kernel, window_kernel, delta_kernel, query_kernel, key_value_kernel, bias_kernel)
+UNFUSED = (forward_kernel, delta_kernel, query_kernel, key_value_kernel, bias_kernel)
 NO_BIAS = (forward_kernel, query_kernel, key_value_kernel)
-FORWARD = (forward_kernel,)
 MAP = (56, 56)
 
 
@@ -27,15 +26,17 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("window", swin(7, 3), 32, ("fp32", "bf16", "fp16"), ALL),
-    Case("window", swin(7, 3), 64, ("fp32", "bf16"), ALL),
-    Case("window", swin(7, 3), 16, ("bf16",), FORWARD),
-    Case("window", swin(7, 3), 128, ("fp32", "bf16"), FORWARD),
-    Case("neighborhood", neighborhood(7), 32, ("fp32", "bf16"), NO_BIAS + (bias_kernel,)),
-    Case("neighborhood", neighborhood(7), 64, ("bf16",), NO_BIAS + (bias_kernel,)),
+    Case("window", swin(7, 3), 32, ("bf16", "fp16"), (*UNFUSED, window_kernel)),
+    Case("window", swin(7, 3), 32, ("fp32",), UNFUSED),
+    Case("window", swin(7, 3), 64, ("fp32", "bf16"), UNFUSED),
+    Case("window", swin(7, 3), 16, ("bf16",), (forward_kernel, window_kernel)),
+    Case("window", swin(7, 3), 128, ("fp32", "bf16"), UNFUSED),
+    Case("small window", swin(5), 32, ("fp32",), (window_kernel,)),
+    Case("neighborhood", neighborhood(7), 32, ("fp32", "bf16"), UNFUSED),
+    Case("neighborhood", neighborhood(7), 64, ("fp32", "bf16"), UNFUSED),
     Case("disc", disc(8), 64, ("fp32", "bf16"), NO_BIAS),
     Case("power", power(), 64, ("fp32", "bf16"), NO_BIAS),
-    Case("full", full(), 32, ("bf16",), NO_BIAS),
+    Case("full", full(), 32, ("fp32", "bf16"), NO_BIAS),
 )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def _spec(case: Case, kernel: Any, storage: str) -> dict[str, Any]:
     grid = pattern.on(MAP)
     side = "key" if kernel is key_value_kernel else "query"
     constants: dict[str, Any] = arrange(pattern, grid, grid, side, case.channels, single).constants | {
-        "HAS_BIAS": ALL[-1] in case.kernels or case.name == "window",
+        "HAS_BIAS": case.kernels != NO_BIAS,
         "WANT_K": True, "WANT_V": True, "WANT_BIAS": True,
     }  # fmt: skip
     fixed, warps = options(kernel, constants, single)

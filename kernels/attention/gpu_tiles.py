@@ -11,8 +11,9 @@ Arguments that the kernels share:
     RADIUS: only nearer keys are read; 0 for all.
     TABLE: entries in a row of the bias table; CENTRE: the entry of a query that reads its own position.
     D: channels, in a tile of BLOCK_D. BLOCK_Q, BLOCK_K: slots that are treated at once.
-    steps: of the inner loop, in each part. It is no constant, because a loop of one step must stay a loop: Triton
-        3.9 takes the softmax of a straight line apart into two layouts, with twice the registers and instructions.
+    steps: of the inner loop, in each part. It is no constant, because a loop of one step must stay a loop for Triton's
+        passes: 3.9 computes the softmax of a straight line in two layouts, with twice the registers and instructions.
+        The loops run at most so many steps as there are constant ones, so that the last compiler unrolls one step.
     STAGES: how many tiles of the inner loop are under way at a time.
 
 Logits are kept in units of log 2, so that an exponential is one instruction; lse is a natural logarithm.

@@ -37,7 +37,8 @@ def window_kernel(
         own = bias + h * (2 * CENTRE + 1)
         added = tl.load(own + entry, mask=(entry >= 0) & (entry <= 2 * CENTRE), other=0).to(tl.float32) * LOG2E
     dbias = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
-    for item in tl.range(split * share, tl.minimum((split + 1) * share, batch * down * across), num_stages=STAGES):
+    first = split * share
+    for item in tl.range(first, tl.minimum(first + share, batch * down * across), num_stages=STAGES):
         b = (item // across // down).to(tl.int64)
         row_query, row_key, row_step = tile_of(rows, item // across % down, 0, 1)
         col_query, col_key, col_step = tile_of(cols, item % across, 0, 1)

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from workbench.analysis.affinity import RADII, SIDES, AffinitySpec, affinity, aggregation
+from workbench.analysis.affinity import (
+    OVER_CHANNELS,
+    RADII,
+    SIDES,
+    AffinitySpec,
+    ChannelSpec,
+    affinity,
+    aggregation,
+    channel_affinity,
+)
 from workbench.analysis.spec import PACKAGES, record
 from workbench.operators import REDUCTIONS
 
@@ -186,3 +195,54 @@ def test_a_spec_cannot_be_changed_and_nothing_else_is_a_spec():
     for wrong in (asdict(spec), AffinitySpec, None):
         with pytest.raises(TypeError, match="spec must be a Spec dataclass; got"):
             record("affinity", wrong, INFO)
+
+
+class FakeChannels:
+    """A channel-attention operator whose matrices are given, one for each head."""
+
+    def __init__(self, *heads):
+        self.heads = np.array(heads, np.float32)
+        self.groups = tuple(f"head {i}" for i in range(len(heads)))
+        self.info = INFO | {"kind": "channel"}
+
+    def channel_matrix(self, group=None, reduce="mean"):
+        combined = {"mean": self.heads.mean(0), "max_abs": self.heads.max(0)}[reduce]
+        return xr.DataArray(combined if group is None else self.heads[self.groups.index(group)])
+
+
+SELF = np.eye(4)  # every channel reads itself alone
+EVEN = np.full((4, 4), 0.25)
+NEXT = np.roll(np.eye(4), 1, 1)
+
+
+def test_the_channel_matrices_come_back_merged_and_for_every_head():
+    result = channel_affinity(FakeChannels(SELF, EVEN, NEXT), ChannelSpec())
+    np.testing.assert_allclose(result["merged"], (SELF + EVEN + NEXT) / 3, rtol=1e-6)
+    np.testing.assert_array_equal(result["groups"].sel(group="head 2"), NEXT)
+    assert result["merged"].dims == ("channel_out", "channel_in")
+    largest = channel_affinity(FakeChannels(SELF, EVEN, NEXT), ChannelSpec("max_abs"))
+    assert largest["merged"].values[0].tolist() == [1, 1, 0.25, 0.25]
+
+
+def test_how_many_channels_are_read_counts_them_by_the_entropy_of_a_row():
+    result = channel_affinity(FakeChannels(SELF, EVEN, NEXT), ChannelSpec())
+    assert [of(result, "effective_channels", f"head {i}") for i in range(3)] == pytest.approx([1, 4, 1])
+    assert [of(result, "own", f"head {i}") for i in range(3)] == pytest.approx([1, 0.25, 0])
+    row = [5 / 12, 5 / 12, 1 / 12, 1 / 12]
+    assert of(result, "effective_channels") == pytest.approx(math.exp(-sum(p * math.log(p) for p in row)))
+
+
+def test_channel_entries_that_are_not_finite_are_counted():
+    spoilt = EVEN.copy()
+    spoilt[1, 2] = np.nan
+    result = channel_affinity(FakeChannels(SELF, spoilt), ChannelSpec())
+    assert [of(result, "nonfinite", which) for which in result["of"].values] == [1, 0, 1]
+    assert math.isfinite(of(result, "effective_channels"))
+
+
+def test_a_channel_result_holds_its_spec_and_says_how_heads_were_combined():
+    attrs = channel_affinity(FakeChannels(SELF, EVEN), ChannelSpec("max_abs")).attrs
+    assert ChannelSpec(**attrs["spec"]) == ChannelSpec("max_abs")
+    assert (attrs["side"], attrs["aggregation"]) == (OVER_CHANNELS, "largest |.| over heads")
+    assert attrs["hash"] != channel_affinity(FakeChannels(SELF, EVEN), ChannelSpec()).attrs["hash"]
+    assert INFO.items() <= (attrs | {"kind": "propagation"}).items()

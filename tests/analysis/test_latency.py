@@ -143,3 +143,35 @@ def test_the_rates_of_a_machine_are_measured_once():
 def test_an_unknown_layer_is_answered_with_the_near_matches(model):
     with pytest.raises(ValueError, match=r"no layer named 'stage1.block7' .*did you mean stage1.block"):
         measure(model, load_image("coffee", 64), "stage1.block7")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_channel_attention_counts_its_products_in_the_layer_and_the_model(backend):
+    model = load_model("davit_nano", device="cpu", backend=backend)
+    result = measure(model, load_image("coffee", 64), "stage1.block1.channel", seconds=0.02)
+    positions, channels, width = 32 * 32, 48, 16
+    mixing, layer = (result.sel(part=part) for part in ("mixing", "layer"))
+    # the matrices of three heads times every position
+    assert mixing["flops"] == 2 * positions * channels * width
+    assert mixing["bytes"] == FLOAT * (2 * positions * channels + 3 * width**2)
+    # the projections, the products that make the matrices, and the mixing
+    assert layer["flops"] == 2 * positions * channels * 4 * channels + 2 * 2 * positions * channels * width
+    assert result.attrs["backend"] == "torch"
+
+
+@pytest.mark.parametrize("name", ["maxvit_nano", "cswin_nano", "hilo_nano", "twins_nano"])
+def test_layers_of_every_kind_of_state_have_a_cost(name):
+    model, image = load_model(name, device="cpu"), load_image("coffee", 64)
+    for layer, x in model.mixer_inputs(image.tensor).items():
+        state = model.block(layer)[1].freeze(x)
+        least, flops = mixing_cost(state)
+        assert least >= FLOAT * 2 * state.value.numel()
+        assert flops >= 4 * state.value.numel()
+
+
+def test_windows_and_grids_of_one_size_cost_the_same():
+    model, image = load_model("maxvit_nano", device="cpu"), load_image("coffee", 64)
+    received = model.mixer_inputs(image.tensor)
+    costs = {layer: mixing_cost(mixer.freeze(received[layer])) for layer, (_, mixer) in model.blocks().items()}
+    assert costs["stage1.block1.window"] == costs["stage1.block1.grid"]
+    assert costs["stage1.block1.window"][1] == 32 * 32 * 8 * 8 * 48 * 4

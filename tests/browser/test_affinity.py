@@ -135,3 +135,35 @@ def test_the_dark_theme_is_a_button_away(visit):
     visit.page.get_by_label("Toggle theme").first.click()
     visit.page.wait_for_function("light => getComputedStyle(document.body).backgroundColor !== light", arg=light)
     assert visit.errors == []
+
+
+def click(visit, figure, across, down):
+    box = visit.page.locator(figure).first.bounding_box()
+    visit.page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
+
+
+@pytest.mark.parametrize("visit", SIZES, indirect=True)
+def test_a_channel_layer_is_drawn_and_the_photograph_still_moves_the_other_panel(visit):
+    visit.open("?model=davit_nano&layer=stage1.block1.channel&other=swin_nano")
+    status = visit.status()
+    assert "3 heads of 16 channels that read each other" in status
+    assert visit.page.get_by_text("no N x N map of who reads whom among positions").count() == 1
+    click(visit, ".mosaic-a", 0.2, 0.6)  # nothing to be asked for there
+    click(visit, ".photograph", 0.45, 0.3)
+    visit.page.wait_for_function(
+        "() => !window.__statuses().some(s => s.includes('row 14, column 17'))", timeout=30_000
+    )
+    assert visit.status().startswith(status.splitlines()[0])
+    visit.page.get_by_label("Layer", exact=True).focus()
+    visit.page.keyboard.press("ArrowLeft")
+    visit.wait_for_status("davit_nano stage1.block1.spatial: cell (row")
+    assert visit.errors == []
+
+
+@pytest.mark.parametrize("model", ["cswin_nano", "maxvit_nano", "hilo_nano", "nat_nano"])
+def test_the_new_models_open_from_a_link_without_errors(visit, model):
+    visit.open(f"?model={model}&other=none")
+    assert f"{model} stage1" in visit.status()
+    assert visit.page.locator(".bk-Figure").count() == 2
+    assert visit.errors == []
+    assert visit.foreign == []

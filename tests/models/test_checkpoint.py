@@ -299,3 +299,9 @@ def test_a_note_cannot_ask_for_more_than_the_file_holds(tmp_path):
         save_file(tensors, path, {"gspn_workbench": note})
         with refusal(message):
             load_model("gspn_nano", weights=path)
+
+
+def test_a_file_that_was_saved_under_another_name_of_the_same_shapes_is_refused(tmp_path):
+    save(load_model("nat_nano"), tmp_path / "w.safetensors")
+    with refusal("w.safetensors was saved as nat_nano, not dinat_nano: load it as that"):
+        load_model("dinat_nano", weights=tmp_path / "w.safetensors")

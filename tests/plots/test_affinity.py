@@ -5,15 +5,22 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from workbench.analysis.affinity import SIDES, AffinitySpec, affinity
+from workbench.analysis.affinity import SIDES, AffinitySpec, ChannelSpec, affinity, channel_affinity
 from workbench.operators import REDUCTIONS
 from workbench.plots.affinity import (
     DECADES,
+    PADDING,
+    WHY_CHANNELS,
     Mosaic,
     affinity_mosaic,
     caption,
+    channel_mosaic,
     colour_range,
+    extended,
     is_signed,
+    labels,
+    mosaic_of,
+    over_channels,
     photograph_figure,
     photographs,
     shares,
@@ -256,3 +263,75 @@ def test_the_photograph_figure_outlines_the_query_and_no_pointer_yet():
     assert photo.bounds.lbrt() == (0, -3, 4, 0)
     assert [tuple(row) for row in box.array()] == [(1, -3, 2, -2)]
     assert len(pointer) == 0
+
+
+@pytest.mark.parametrize(("covered", "grid", "size"), [((3, 4), (4, 8), (64, 128)), ((6, 4), (6, 5), (48, 80))])
+def test_a_padded_grid_shows_the_photograph_on_its_own_cells_and_grey_elsewhere(covered, grid, size):
+    photograph = np.random.default_rng(SEED).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    picture = extended(photograph, covered, grid)
+    assert picture.shape == (*size, 3)
+    np.testing.assert_array_equal(picture[:48, :64], photograph)
+    assert (picture[48:] == PADDING).all()
+    assert (picture[:, 64:] == PADDING).all()
+    assert extended(photograph, grid, grid) is photograph
+
+
+def test_a_padded_grid_is_drawn_with_its_padding_and_the_caption_says_so():
+    info = SWIN | {"unpadded": (3, 4)}
+    result = affinity(FakeOperator([np.ones((4, 4))] * 3, info), AffinitySpec((0, 0)))
+    photograph = np.full((48, 64, 3), 7, np.uint8)
+    photo, *_ = affinity_mosaic(result, photograph, (1e-4, 1), "log")
+    red = np.flipud(photo.dimension_values(2, flat=False))
+    rows = red.shape[0] // mosaic_of(result).shape[0]  # pixels of the canvas per cell; the merged map has two a cell
+    assert red[0, 0] == red[6 * rows - 1, 0] == 7
+    assert red[6 * rows, 0] == red[8 * rows - 1, 0] == PADDING[0]
+    assert "picture on 3 x 4 cells, padding grey" in caption(result, "log", False)
+    figure, *_ = photograph_figure(photograph, (4, 4), (0, 0), (3, 4))
+    assert figure.bounds.lbrt() == (0, -4, 4, 0)
+    assert np.flipud(figure.dimension_values(2, flat=False))[-1, 0] == PADDING[0]
+
+
+class FakeChannels:
+    """A channel-attention operator with random matrices whose rows sum to 1, one entry of them exactly 0."""
+
+    def __init__(self, heads, width):
+        logits = np.random.default_rng(SEED).normal(size=(heads, width, width))
+        self.heads = (np.exp(logits) / np.exp(logits).sum(2, keepdims=True)).astype(np.float32)
+        self.heads[0, 0, 0] = 0
+        self.groups = tuple(f"head {i}" for i in range(heads))
+        self.info = SWIN | {"model": "davit_nano", "layer": "stage1.block1.channel", "kind": "channel"}
+        self.info |= {"backend": "torch", "pattern": "each channel reads the others"}
+
+    def channel_matrix(self, group=None, reduce="mean"):
+        return xr.DataArray(self.heads.mean(0) if group is None else self.heads[self.groups.index(group)])
+
+
+def test_channel_matrices_are_drawn_as_they_are_without_photograph_and_query():
+    op = FakeChannels(3, 5)
+    result = channel_affinity(op, ChannelSpec())
+    limits = colour_range([result], "log")
+    heat, names = channel_mosaic(result, limits)
+    assert over_channels(result)
+    assert not is_signed(result)
+    assert limits == pytest.approx((op.heads.max() / 10**DECADES, op.heads.max()))
+    values = np.flipud(heat.dimension_values("share", flat=False))
+    np.testing.assert_allclose(values, mosaic_of(result).fill([op.heads.mean(0), *op.heads]), atol=1e-30)
+    assert np.isfinite(values).sum() == 5 * 5 * (2 * 2 + 3)  # an entry of 0 is drawn, too
+    assert list(names.dimension_values("text"))[1:] == ["head 0", "head 1", "head 2"]
+    assert names.dimension_values("text")[0] == "merged: channel out down, in across"
+
+
+def test_the_caption_of_channel_matrices_says_why_there_is_no_map_of_positions():
+    result = channel_affinity(FakeChannels(3, 5), ChannelSpec())
+    text = caption(result, "log", False)
+    for words in ("what each channel reads", "mean over heads", "share of the row", "its own", WHY_CHANNELS, "torch"):
+        assert words in text
+    assert "no N x N map" in text
+    assert title(result).startswith("davit_nano  stage1.block1.channel  5 x 5 channels of each head")
+
+
+@pytest.mark.parametrize(("heads", "text"), [(9, "head 8"), (24, "8"), (32, "8")])
+def test_of_many_heads_only_the_number_is_written(heads, text):
+    names = ["merged", *(f"head {i}" for i in range(heads))]
+    written = list(labels(Mosaic((7, 7), heads), names).dimension_values("text"))
+    assert (written[0], written[9]) == ("merged", text)

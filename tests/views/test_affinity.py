@@ -11,9 +11,11 @@ import PIL.Image
 import pytest
 import xarray as xr
 
-from workbench.views import affinity
+from workbench.models import list_models, load_model
+from workbench.views import affinity, state
 from workbench.views.affinity import AffinityView
 from workbench.views.lane import LANE, Job
+from workbench.views.request import Cells, moved
 from workbench.views.state import KERNELS
 
 DEADLINE = 300  # seconds
@@ -251,3 +253,117 @@ def test_nothing_is_timed_before_it_is_asked_for(view: AffinityView, monkeypatch
         assert all(f"{name}: {part}" in text for part in ("mixing", "stage1.block2", "whole model"))
     assert "floor" in text
     assert "median" in text
+
+
+CHANNEL = "stage1.block1.channel"
+
+
+def test_a_channel_layer_shows_its_matrices_and_says_why_there_is_no_map(view: AffinityView) -> None:
+    change(view, model="davit_nano")
+    results = change(view, layer=CHANNEL)
+    assert results[0]["merged"].dims == ("channel_out", "channel_in")
+    assert results[1]["merged"].dims == ("row", "col")
+    assert "no N x N map" in words(view._captions[0])
+    assert "mean of |.| over heads" in words(view._captions[0])
+    assert "3 heads of 16 channels that read each other" in words(view._status)
+    assert "channels read (effective)" in words(view._numbers)
+    assert "mass within 3 cells" in words(view._numbers)
+    assert not view._messages.visible
+
+
+def test_the_other_panel_keeps_working_beside_a_channel_layer(view: AffinityView) -> None:
+    change(view, model="davit_nano")
+    change(view, layer=CHANNEL)
+    drawn = view._drawing
+    view.figures[0]._tapped(3.5, -3.5)  # a click on a channel matrix asks for nothing
+    settle()
+    assert view._drawing is drawn
+    view.photograph._tapped(7.5, -5.5)
+    settle()
+    assert (view.row, view.col) == (5, 7)
+    assert shown(view)[1].attrs["position"] == (5, 7)
+    view.figures[1]._tapped(4.5, -6.5)  # two cells per position in the merged map of four groups
+    settle()
+    assert shown(view)[1].attrs["position"] == (3, 2)
+    back = change(view, layer="stage1.block1.spatial")[0]
+    assert back.attrs["position"] == (3, 2)
+    view.figures[0]._tapped(9.5, -9.5)
+    settle()
+    assert shown(view)[0].attrs["position"] == (4, 4)
+
+
+def test_two_channel_layers_side_by_side_have_one_colour_range(view: AffinityView) -> None:
+    change(view, model="davit_nano", other="davit_nano")
+    results = change(view, layer=CHANNEL, other_layer="stage2.block1.channel")
+    limits = affinity.colour_range(results, "log")
+    for figure in view.figures:
+        assert tuple(figure.pane.object.Image.I.opts.get().kwargs["clim"]) == limits
+    assert "mass within" not in words(view._numbers)
+    assert "row sum" not in words(view._numbers)
+
+
+def test_the_code_of_a_channel_layer_computes_its_matrices(view: AffinityView) -> None:
+    change(view, model="davit_nano", other="none")
+    drawn = change(view, layer=CHANNEL, reduce="rms")[0]
+    found: dict[str, Any] = {}
+    exec(view.code(), found)
+    np.testing.assert_array_equal(found["merged"].values, drawn["merged"].values)
+    np.testing.assert_array_equal(found["one"].values, drawn["groups"][0].values)
+
+
+def test_a_model_opens_on_a_layer_that_mixes_positions(view: AffinityView) -> None:
+    change(view, model="davit_nano", other="maxvit_nano")
+    assert (view.layer, view.other_layer) == ("stage1.block1.spatial", "stage1.block1.grid")
+
+
+def test_models_are_offered_by_size_and_then_by_name(view: AffinityView) -> None:
+    offered = view.param.model.objects
+    sizes = [state.SIZES.index(name.rpartition("_")[2]) for name in offered if name in list_models()]
+    assert sorted(offered) == sorted(state.model_names())
+    assert sizes == sorted(sizes)
+    nanos = offered[: sizes.count(0)]
+    assert nanos == sorted(nanos)
+    assert {"swin_nano", "gspn_nano", "davit_nano"} <= set(nanos)
+
+
+@pytest.mark.parametrize("name", [name for name in list_models() if name.endswith("_nano")])
+def test_every_small_model_is_drawn_with_rows_that_sum_to_one(view: AffinityView, name: str) -> None:
+    change(view, model=name, other="none")
+    for layer in view.param.layer.objects:
+        (result,) = change(view, layer=layer)
+        assert not view._messages.visible
+        assert result.attrs["layer"] == layer
+        if "channel_in" in result.dims:
+            np.testing.assert_allclose(result["groups"].sum("channel_in"), 1, atol=1e-4)
+        elif result.attrs["kind"] == "attention":
+            assert float(result["total"].sel(of="merged")) == pytest.approx(1, abs=1e-4)
+            assert result.attrs["pattern"] in words(view._captions[0])
+
+
+def test_a_padded_grid_keeps_cells_and_pixels_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "_given", {})
+    name = state.offer(load_model("davit_nano", device="cpu", input_size=52, padding="keys"))
+    view = AffinityView(model=name, layer="stage1.block1.spatial", other="swin_nano", row=13, col=25)
+    first, second = shown(view)
+    assert (first.sizes["row"], first.attrs["unpadded"]) == (32, (26, 26))
+    assert second.attrs["position"] == (16, 31)
+    assert "picture on 26 x 26 cells, padding grey" in words(view._captions[0])
+    results = change(view, row=31, col=0)  # a token of padding lies beyond the picture: the nearest cell stands for it
+    assert [result.attrs["position"] for result in results] == [(31, 0), (31, 0)]
+    assert change(view, layer="stage2.block1.spatial")[0].attrs["position"] == (15, 0)
+
+
+@pytest.mark.parametrize(
+    ("position", "cells", "other", "expected"),
+    [
+        ((3, 4), Cells((8, 8), (8, 8)), Cells((4, 16), (4, 16)), (1, 9)),
+        ((6, 0), Cells((8, 8), (7, 7)), Cells((14, 14), (14, 14)), (13, 1)),
+        ((7, 7), Cells((8, 8), (7, 7)), Cells((14, 16), (14, 14)), (13, 15)),
+        ((13, 13), Cells((14, 14), (14, 14)), Cells((8, 8), (7, 7)), (6, 6)),
+    ],
+)
+def test_a_place_of_the_picture_is_found_on_padded_grids(
+    position: tuple[int, int], cells: Cells, other: Cells, expected: tuple[int, int]
+) -> None:
+    assert moved(position, cells, other) == expected
+    assert moved(position, cells, cells) == position

@@ -4,11 +4,13 @@ import re
 import threading
 from typing import Any
 
+import holoviews as hv
 import numpy as np
 import pytest
 
 from workbench.analysis.families import FAMILIES
 from workbench.analysis.patterns import PatternSpec, list_patterns, patterns
+from workbench.plots.patterns import mosaic_of, panels
 from workbench.views.lane import LANE, Job
 from workbench.views.pattern_request import AGGREGATION
 from workbench.views.patterns import PatternsView
@@ -194,6 +196,34 @@ def test_zooming_into_the_matrix_aggregates_what_is_in_view(view: PatternsView) 
     before = figure._view
     figure.zoom((400, 500), (0, 9))  # nothing of the matrix is in view
     assert figure._view is before
+
+
+def test_the_matrix_follows_the_slider_and_the_query(view: PatternsView) -> None:
+    settle()
+    figure = view.matrices[0]
+    hv.render(figure.pane.object)  # from here on the figure is patched
+    (handles,) = figure._drawn.values()
+    whole = handles["matrix"]["source"].data["image"][0]
+    assert np.nanmax(whole) == shown(view)[0]["until_global"]
+    change(view, blocks=1, row=13, col=20)
+    first = handles["matrix"]["source"].data["image"][0]
+    assert np.nanmax(first) == 1
+    assert np.isfinite(first).sum() < np.isfinite(whole).sum()
+    assert handles["query"]["source"].data["top"].tolist() == [-(14 * 21 - 1)]
+
+
+def test_the_maps_are_patched_and_not_built_again(view: PatternsView) -> None:
+    settle()
+    figure = view.figures[1]
+    before = figure.pane.object
+    hv.render(before)
+    (handles,) = figure._drawn.values()
+    results = change(view, row=0, col=0, blocks=2)
+    assert figure.pane.object is before
+    drawn = handles["heat"]["source"].data["image"][0]
+    mosaic = mosaic_of(results[1])
+    np.testing.assert_array_equal(drawn[::-1], mosaic.fill(panels(results[1], 2)))
+    assert handles["boxes"]["source"].data["top"].tolist() == [box[3] for box in mosaic.boxes((0, 0))]
 
 
 def test_the_code_of_the_page_computes_what_is_drawn(view: PatternsView) -> None:

@@ -147,7 +147,7 @@ class _Facts(NamedTuple):
     computed: np.ndarray
 
 
-@lru_cache(maxsize=12)
+@lru_cache(maxsize=6)
 def _facts(pattern: str, grid: Grid) -> _Facts:
     cycle = families.cycle(pattern, grid)
     usual = FAMILIES[families.parse(pattern)[0]].usual[1]

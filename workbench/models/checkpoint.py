@@ -40,7 +40,7 @@ class Checkpoint:
     """Weights as read from a file.
 
     file: its name; tensors: the weights, under our names; layout: how the file names them; found: the layout in words;
-    config: the settings that the file tells.
+    config: the settings that the file tells; model: the name under which the workbench saved it, "" for other files.
     """
 
     file: str
@@ -48,6 +48,7 @@ class Checkpoint:
     layout: Layout
     found: str
     config: dict[str, Any]
+    model: str
 
 
 def read(path: str | os.PathLike[str], ema: bool = False) -> Checkpoint:
@@ -62,7 +63,9 @@ def read(path: str | os.PathLike[str], ema: bool = False) -> Checkpoint:
     """
     path = Path(path)
     _check_file(path)
-    content, note = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), {})
+    content, (model, note) = (
+        _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), ("", {}))
+    )
     state, about_ema = _unwrap(content, ema, path.name)
     tensors = _tensors(state, path.name)
     layout = find_layout(tensors)
@@ -76,7 +79,7 @@ def read(path: str | os.PathLike[str], ema: bool = False) -> Checkpoint:
     ours = layout.translate(tensors)
     config = {**layout.settings, **note, **layout.infer(ours)}
     found = f"{'workbench' if note else layout.name}, {len(tensors)} keys{about_ema}"
-    return Checkpoint(path.name, ours, layout, found, config)
+    return Checkpoint(path.name, ours, layout, found, config, model)
 
 
 def load_into(model: VisionModel, checkpoint: Checkpoint) -> None:
@@ -127,8 +130,8 @@ def _check_bytes(file: str, count: int) -> None:
         )
 
 
-def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors, and the settings that a file of ours notes besides them."""
+def _read_safetensors(path: Path) -> tuple[Tensors, tuple[str, dict[str, Any]]]:
+    """The tensors, and the model's name and settings that a file of ours notes besides them."""
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
@@ -138,15 +141,16 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise ValueError(f"{path.name} is not a .safetensors checkpoint: {error}.") from None
 
 
-def _note(metadata: Mapping[str, str], file: str) -> dict[str, Any]:
+def _note(metadata: Mapping[str, str], file: str) -> tuple[str, dict[str, Any]]:
     if NOTE not in metadata:
-        return {}
+        return "", {}
     try:
-        config = dict(json.loads(metadata[NOTE])["config"])
-    except (ValueError, KeyError, TypeError):
+        note = json.loads(metadata[NOTE])
+        model, config = str(note.get("model", "")), dict(note["config"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{file} has a damaged note {NOTE!r} of its settings: save the model again.") from None
     # What the shapes tell is not taken from the note, so that a note cannot ask for a model larger than the file.
-    return {name: value for name, value in config.items() if name not in SHAPES}
+    return model, {name: value for name, value in config.items() if name not in SHAPES}
 
 
 def _read_pickle(path: Path) -> Any:

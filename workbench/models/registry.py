@@ -188,6 +188,8 @@ def _check_family(variant: Variant, found: Checkpoint) -> None:
 
 def _check_variant(variant: Variant, found: Checkpoint) -> None:
     """A file of exactly another variant's shapes must not go by this one's name; shapes of no variant may."""
+    if found.model and found.model != variant.name:
+        raise ValueError(f"{found.file} was saved as {found.model}, not {variant.name}: load it as that.")
     shapes = {key: value for key, value in found.config.items() if key in SHAPES and key != "num_classes"}
     family = [v for v in _VARIANTS.values() if v.model is variant.model]
     same = sorted(v.name for v in family if shapes.items() <= v.defaults().items())

@@ -106,9 +106,12 @@ def mosaic_of(result: xr.Dataset) -> Mosaic:
 def shares(result: xr.Dataset) -> list[np.ndarray]:
     """The merged map and the groups' maps as shares of the merged mass; cells that carry nothing are NaN.
 
-    Entries of channel matrices are shares of their rows as they are.
+    Entries of channel matrices are shares of their rows as they are; there is no photograph behind them to be seen
+    through, so none is NaN.
     """
-    mass = 1.0 if over_channels(result) else float(result["mass"].sel(of="merged"))
+    if over_channels(result):
+        return [np.maximum(m, np.finfo(np.float32).tiny) for m in (result["merged"].values, *result["groups"].values)]
+    mass = float(result["mass"].sel(of="merged"))
     maps = [result["merged"].values, *result["groups"].values]
     return [np.where(m == 0, np.nan, m / (mass or 1.0)).astype(np.float32) for m in maps]
 
@@ -201,9 +204,8 @@ def affinity_mosaic(
 def channel_mosaic(result: xr.Dataset, limits: tuple[float, float], scale: str = "log") -> hv.Overlay:
     """The matrices of `channel_affinity`, merged and of every head: channel out downwards, channel in across."""
     heat = heat_map(result, limits, scale, "share of the row")
-    names = labels(mosaic_of(result), ["merged", *result["group"].values])
-    axes = {"xlabel": "channel in", "ylabel": "channel out", "xticks": [(0, " ")], "yticks": [(0, " ")]}
-    return (heat * names).opts(hv.opts.Image(**axes), hv.opts.Overlay(**FRAME))
+    names = labels(mosaic_of(result), ["merged: channel out down, in across", *result["group"].values])
+    return (heat * names).opts(hv.opts.Image(xaxis=None, yaxis=None), hv.opts.Overlay(**FRAME))
 
 
 def heat_map(result: xr.Dataset, limits: tuple[float, float], scale: str, label: str) -> hv.Image:

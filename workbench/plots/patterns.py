@@ -4,6 +4,8 @@ A colour is a number of blocks, the same in every panel of every pattern on the 
 those of the affinity mosaic; in the matrix x is the key's number and y minus the query's, so query 0 is on top.
 """
 
+import math
+
 import colorcet as cc
 import holoviews as hv
 import numpy as np
@@ -138,9 +140,11 @@ def aggregate(
     """
     import datashader as ds  # imported and compiled late: seconds that only the matrix needs
 
-    size = len(relation)
-    cells = np.arange(size) + 0.5
-    array = xr.DataArray(relation, dims=("query", "key"), coords={"query": cells, "key": cells})
+    rows, cols = (slice(math.floor(low), math.ceil(high)) for low, high in (queries, keys))
+    # A copy of the part: datashader's code is compiled again for an array that is a view of another one.
+    part = np.ascontiguousarray(relation[rows, cols])
+    y, x = (np.arange(s.start, s.stop) + 0.5 for s in (rows, cols))
+    array = xr.DataArray(part, dims=("query", "key"), coords={"query": y, "key": x})
     canvas = ds.Canvas(pixels, pixels, x_range=keys, y_range=queries)
     return canvas.raster(array, agg="min", interpolate="nearest").values.astype(np.uint8)
 

@@ -123,19 +123,16 @@ class MatrixFigure(_Patched):
         self, pattern: str, relation: np.ndarray, aggregated: np.ndarray, query: int, most: int, after: int
     ) -> None:
         """Draw a pattern's `relation`; `aggregated` is the whole of it at the figure's resolution."""
-        self._after, size = after, len(relation)
+        size = len(relation)
+        changed, self._after = after != self._after, after
         if (key := (pattern, size, most)) != self._key:
             self._relation, self._view = relation, aggregated
             figure = matrix_figure(pattern, aggregated, size, query, most, after)
             self._rebuild(key, figure, {"matrix": 0, "query": 1})
             return
         self._patch("query", boxes_data([query_row(query, size)]))
-        self._push()
-
-    def set_after(self, after: int) -> None:
-        """Show what is reached after up to so many blocks."""
-        self._after = after
-        self._patch("matrix", {"image": [np.flipud(visible(self._view, after))]})
+        if changed:
+            self._patch("matrix", {"image": [np.flipud(visible(self._view, after))]})
         self._push()
 
     def zoom(self, keys: tuple[float, float], queries: tuple[float, float]) -> None:

@@ -9,9 +9,9 @@ from .tables import _table
 
 #: Under every matrix.
 MATRIX = (
-    "<div style='font-size: 11px; line-height: 1.35; opacity: 0.8'>Who depends on whom: queries down, keys across, both "
-    "row by row. A pixel has the smallest number of blocks of its pairs (datashader, min); draw a box to see single "
-    "pairs.</div>"
+    "<div style='font-size: 11px; line-height: 1.35; opacity: 0.8'>Who depends on whom: queries down, keys across, "
+    "both row by row. A pixel has the smallest number of blocks of its pairs (datashader, min); draw a box to see "
+    "single pairs.</div>"
 )
 
 #: Until the matrix can be drawn.

@@ -222,7 +222,7 @@ class PatternsView(pn.viewable.Viewer):
     def link_state() -> dict[str, str]:
         """Parameter -> name in the address of the page."""
         names = ("pattern", "other", "image", "rows", "cols", "row", "col", "blocks", "query_tile", "key_tile")
-        return {name: name for name in names}
+        return {name: name for name in (*names, "matrix")}
 
     # Parts
 

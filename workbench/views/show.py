@@ -50,7 +50,11 @@ def show(model: str | VisionModel, image: Any, page: str, **state: Any) -> Any:
         raise ValueError(unknown("setting", wrong[0], view.param, of=page))
     if page == "patterns":  # which needs no model
         if image is not None and not (isinstance(image, str) and image in list_images()):
-            raise ValueError(f"The page of patterns takes the name of a picture, one of {', '.join(list_images())}.")
+            given = repr(image) if isinstance(image, str) else type(image).__name__
+            names = ", ".join(list_images())
+            raise ValueError(
+                f"image must be the name of a picture on the page of patterns, one of {names}; got {given}."
+            )
         return view(**({"other": NONE} | state), **({} if image is None else {"image": image}))
     name = model if isinstance(model, str) else offer(model)
     if image is None or (isinstance(image, str) and image in list_images()):

@@ -1,4 +1,4 @@
-"""The forward kernel of neighbourhood attention in Triton; gpu_tiles.py explains the arguments, gpu_backward.py has the rest.
+"""The forward kernel of neighbourhood attention in Triton; gpu_tiles.py explains the arguments.
 
 A program treats a chunk of the query slots of one tile and one head, and loops over the tile's keys with an online
 softmax. Tensors are float32, float16 or bfloat16; sums are float32; offsets into tensors are 64-bit. No kernel uses
@@ -54,7 +54,8 @@ def forward_kernel(
     total = tl.zeros((BLOCK_Q,), tl.float32)
     mixed = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     col_parts = parts_of(cols, col_tile, KW, COL_PARTS, 1)
-    for step in tl.range(0, parts_of(rows, row_tile, KH, ROW_PARTS, 1) * col_parts * steps, num_stages=STAGES):
+    count = parts_of(rows, row_tile, KH, ROW_PARTS, 1) * col_parts * tl.minimum(steps, TILES)
+    for step in tl.range(0, count, num_stages=STAGES):
         k_slot = step % TILES * BLOCK_K + tl.arange(0, BLOCK_K)
         if ROW_PARTS * COL_PARTS > 1:
             part = step // TILES
@@ -64,8 +65,18 @@ def forward_kernel(
         at = head + strided(k_row, k_col, kr, kc)
         key, value = read(k, at, k_exists, D, BLOCK_D), read(v, at, k_exists, D, BLOCK_D)
         reads = allowed(
-            row[:, None], col[:, None], row_first[:, None], row_last[:, None], col_first[:, None], col_last[:, None],
-            k_row[None, :], k_col[None, :], k_exists[None, :], ROWS_EXACT, COLS_EXACT, RADIUS,
+            row[:, None],
+            col[:, None],
+            row_first[:, None],
+            row_last[:, None],
+            col_first[:, None],
+            col_last[:, None],
+            k_row[None, :],
+            k_col[None, :],
+            k_exists[None, :],
+            ROWS_EXACT,
+            COLS_EXACT,
+            RADIUS,
         )
         k_entry = key_entry(k_slot, KEY_COLS, TABLE)
         entry = q_entry[:, None] - k_entry[None, :]
