@@ -1,15 +1,19 @@
-"""Look at GPU code without a GPU: compile every Triton kernel ahead of time and read what it uses.
+"""Look at GPU code without a GPU: compile every Triton kernel ahead of time and read what it uses, and how it is tiled.
 
 The compiler and the tools that read its output come in Triton's wheel, so this runs on any Linux machine.
 """
 
+import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +44,63 @@ class CompiledKernel:
     num_warps: int
 
 
+@dataclass(frozen=True)
+class TilePlan:
+    """How attention cuts a pattern on a map into tiles: boxes of (rows, cols) queries and keys, all slots of a tile.
+
+    side: what a tile owns, "query" for the output and the gradient of q, "key" for those of k and v. slots: queries
+    times keys of a tile. masked: the share of these pairs that the pattern forbids or that lie outside the map.
+    """
+
+    plan: str
+    map: tuple[int, int]
+    side: str
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+    parts: int
+    slots: int
+    masked: float
+
+
+#: The sides of the maps for which plans are shown: the stages of a model for images of 224 pixels.
+MAPS = (56, 28, 14)
+#: Channels of a head in the models.
+HEAD = 32
+
+
+def plans() -> Iterator[TilePlan]:
+    """The tiles of every pattern of the family on representative maps, for both sides, for 16-bit storage."""
+    from kernels.attention.gpu_plans import arrange
+
+    for side in MAPS:
+        for pattern in _family(side):
+            for part, owner in product(pattern.groups, ("query", "key")):
+                grid = part.on((side, side))
+                rows, cols, masked = arrange(part, grid, grid, owner, HEAD, False).plan
+                queries, keys = (rows.queries, cols.queries), (rows.keys, cols.keys)
+                slots, parts = queries[0] * queries[1] * keys[0] * keys[1], rows.table.shape[1] * cols.table.shape[1]
+                yield TilePlan(part.name, (side, side), owner, queries, keys, parts, slots, masked)
+
+
+def _family(side: int) -> list[Any]:
+    """The patterns of the family, at the sizes of the published models, on a map of side x side."""
+    from kernels import attention as a
+
+    return [
+        a.swin(7), a.swin(7, 3), a.block(2), a.neighborhood(7), a.neighborhood(7, dilation=2), a.neighborhood(8, 4),
+        a.neighborhood(7, causal=True), a.halo(7, 3), a.halo(7, 3, "clamp"), a.grid(7, side), a.cross(7), a.axial(0),
+        a.axial(1), a.disc(8), a.power(64, 2, 1), a.full(),
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=1)
 def specs() -> list[dict[str, Any]]:
     """The configurations that every op gives for compilation."""
     return [spec for op in OPS for spec in import_module(f"kernels.{op}.gpu").compile_specs()]
 
 
 def compile_kernels(targets: Iterable[str] = tuple(TARGETS)) -> Iterator[CompiledKernel]:
-    """Compile every kernel for every target, yielding each as it is done.
+    """Compile every kernel for every target, in as many processes as there are processors, yielding them in order.
 
     Raises:
         ValueError: a target is unknown.
@@ -58,9 +112,15 @@ def compile_kernels(targets: Iterable[str] = tuple(TARGETS)) -> Iterator[Compile
         raise ValueError(f"targets must be among {', '.join(TARGETS)}; got {', '.join(unknown)}.")
     if interpreting():
         raise BackendUnavailable("Kernels cannot be compiled while TRITON_INTERPRET=1 is set: start Python without it.")
-    for spec in specs():
-        for target in targets:
-            yield _compile(spec, target)
+    # A forked copy of a process with torch's threads may hang, so the workers start afresh and find their kernel again.
+    context = multiprocessing.get_context("spawn")
+    numbers, chosen = zip(*product(range(len(specs())), targets), strict=True)
+    with ProcessPoolExecutor(os.cpu_count(), context) as pool:
+        yield from pool.map(_compile_number, numbers, chosen, chunksize=4)
+
+
+def _compile_number(number: int, target: str) -> CompiledKernel:
+    return _compile(specs()[number], target)
 
 
 def _compile(spec: dict[str, Any], target: str) -> CompiledKernel:

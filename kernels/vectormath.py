@@ -11,6 +11,7 @@ import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 #: Adding and subtracting 1.5 * 2**23 rounds a float32 of moderate size to the nearest whole number.
@@ -168,6 +169,21 @@ def exp2(typing_context, value):
         return builder.select(builder.fcmp_ordered("<", x, fixed(-125.0)), fixed(0.0), scaled)
 
     return vector(value), build
+
+
+@intrinsic
+def prefetch(typing_context, array, index):
+    """Ask for the cache line of array[index], which may lie outside the array."""
+
+    def build(context, builder, signature, args):
+        place = address(context, builder, signature.args[0], args[0], args[1], ir.IntType(8))
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, *(ir.Constant(number, n) for n in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, index), build
 
 
 def every_lane(builder: Any, scalar: Any) -> Any:

@@ -124,8 +124,8 @@ def positions(op):
 
 
 def some_groups(op):
-    """No group, and every one; of many heads the first and the last."""
-    return (None, *op.groups) if len(op.groups) < 8 else (None, op.groups[0], op.groups[-1])
+    """No group, the first and the last."""
+    return None, op.groups[0], op.groups[-1]
 
 
 def one_hot(op, position):
@@ -186,12 +186,12 @@ def test_the_groups_sum_to_the_merged_map(op, terms, agree):
 
 @layers()
 def test_rows_and_columns_are_the_adjoint_and_the_map_of_a_one_hot(op, terms, agree):
-    for position, reduce in zip([*positions(op), (1, 1)], REDUCTIONS, strict=True):
-        one = one_hot(op, position)
-        for group in some_groups(op):
-            own = own_channels(op, group)
-            agree(tensor(op.row(position, group, None, reduce)), reduced(op.adjoint(one, group)[own], reduce), terms)
-            agree(tensor(op.column(position, group, None, reduce)), reduced(op.apply(one, group)[own], reduce), terms)
+    ways = list(zip([*positions(op), (1, 1)], REDUCTIONS, strict=True))
+    cases = [(None, *way) for way in ways] + [(group, *ways[n % 4]) for n, group in enumerate(op.groups)]
+    for group, position, reduce in cases:
+        one, own = one_hot(op, position), own_channels(op, group)
+        agree(tensor(op.row(position, group, None, reduce)), reduced(op.adjoint(one, group)[own], reduce), terms)
+        agree(tensor(op.column(position, group, None, reduce)), reduced(op.apply(one, group)[own], reduce), terms)
 
 
 @layers()
@@ -227,7 +227,7 @@ MATRICES = {
 SMALL_GRIDS = [(case, layer_names(case)[-1]) for case in CASES if "not square" in case or "nano" not in case]
 EVERY_WAY = [(*place, which) for place in SMALL_GRIDS if "maxvit" not in place[0] for which in MATRICES]
 LARGE_GRIDS = [  # 512 and 1024 positions
-    ("maxvit_nano, not square", "stage2.block2.grid", "of a channel"),
+    ("maxvit_nano, not square", "stage2.block1.grid", "of a channel"),
     ("gspn_nano", "stage1.block2", "of a channel"),
     ("swin_nano", "stage1.block2", "of a channel"),
 ]

@@ -9,7 +9,7 @@ from workbench.models import load_model
 from workbench.operators import operator
 
 
-@pytest.fixture(scope="module", params=["gspn_nano", "swin_nano"])
+@pytest.fixture(scope="module", params=["gspn_nano", "swin_nano", "twins_nano", "hilo_nano", "cswin_nano"])
 def frozen(request):
     """A model and its operator on a grid of 10 x 14."""
     model = load_model(request.param, device="cpu")

@@ -1,5 +1,7 @@
 """Neighbourhood attention on the CPU: prepares memory and work lists, and calls the numba kernels of `cpu_kernels`."""
 
+from functools import lru_cache
+
 import numba
 import numpy as np
 import torch
@@ -126,7 +128,14 @@ def _by_token(numbers: torch.Tensor) -> np.ndarray:
 
 
 def _scratch(plan: Layout, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every thread's tables, and its places of the own and the other side of a tile."""
-    threads, depth = numba.get_num_threads(), -(-channels // WIDTH) * WIDTH
-    tables = torch.empty(threads, room_size(depth, plan.lanes, plan.block), dtype=torch.float32, device="cpu")
-    return tables.numpy(), np.empty((threads, 2, 8, max(plan.block, LANES)), np.int32)
+    """Every thread's tables, and its places of the own and the other side of a tile; only for holders of CPU_LOCK."""
+    depth = -(-channels // WIDTH) * WIDTH
+    return _zeros(numba.get_num_threads(), room_size(depth, plan.lanes, plan.block), max(plan.block, LANES))
+
+
+@lru_cache(maxsize=4)
+def _zeros(threads: int, floats: int, places: int) -> tuple[np.ndarray, np.ndarray]:
+    """Memory that is kept: lanes that a tile leaves empty are computed, too, and what lies in fresh memory may
+    be denormal numbers, which are a hundred times slower.
+    """
+    return np.zeros((threads, floats), np.float32), np.zeros((threads, 3, 8, places), np.int32)

@@ -31,6 +31,7 @@ from .cpu_tables import (
     YES,
     accumulate,
     add_to_bias,
+    ask_for_rows,
     cut_room,
     fill_places,
     jit,
@@ -93,15 +94,33 @@ def _forward_chunk(work, tensors, strides, layout, bias, lse, channels, scale, m
     for n in range(begin, end):
         image, kind = layout.items[n, 0], layout.items[n, 3]
         rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
+        soon = _next_queries(min(n + 1, end - 1), head, strides, layout, places[2])
         kept = _forward_tile(
+            soon,
             image, head, rows, cols, kind, kept, tensors, strides, layout, bias[head], lse[head, image],
             channels, depth, scale, room, places,
         )  # fmt: skip
 
 
 @jit
+def _next_queries(n, head, strides, layout, places):
+    """Where the queries of the first round of item n are: how many, and the place of token 0 in every tensor."""
+    rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
+    count = min(LANES, rows[0, 1] * cols[0, 1])
+    fill_places(layout, rows[0], cols[0], QUERIES, AT_0, count, places)
+    return count, layout.items[n, 0] * strides[:, 0] + head * strides[:, 2]
+
+
+@jit
+def _ask(soon, x, n, strides, places, channels):
+    """Prefetch tensor n at the next tile's queries."""
+    count, at = soon
+    ask_for_rows(x, at[n], strides[n, 1], places[2, 0], count, channels)
+
+
+@jit
 def _forward_tile(
-    image, head, rows, cols, kind, kept, tensors, strides, layout, bias, lse, channels, depth, scale, room, places
+    soon, image, head, rows, cols, kind, kept, tensors, strides, layout, bias, lse, channels, depth, scale, room, places
 ):
     """One tile of queries; returns the kind whose table is in `room`, or -1."""
     at = image * strides[:, 0] + head * strides[:, 2]
@@ -125,10 +144,16 @@ def _forward_tile(
                 if needs_table and kind != kept:
                     pair_table(layout, own, other, count, others, lanes, YES, bias, room.table)
                     kept = kind if parts == 1 and queries <= LANES and others == keys else np.int64(-1)
+                if first:
+                    _ask(soon, tensors.k, 1, strides, places, channels)
                 _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
+                if first:
+                    _ask(soon, tensors.q, 0, strides, places, channels)
                 softmax_block(room.weights, others, lanes, room.peak, room.sum, room.factor, first)
                 if not first:
                     scale_rows(room.sums, depth, room.factor, count)
+                if first:
+                    _ask(soon, tensors.v, 2, strides, places, channels)
                 _mix(room.sums, first, room.weights, lanes, room.d, depth, count, others, room.nothing)
                 first = NO
         for i in range(count):
@@ -207,7 +232,9 @@ def _query_chunk(work, tensors, strides, layout, bias, lse, delta, dbias, wanted
         image, kind = layout.items[n, 0], layout.items[n, 3]
         rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
         last = n + 1 == end or layout.items[n + 1, 3] != kind
+        soon = _next_queries(min(n + 1, end - 1), head, strides, layout, places[2])
         kept = _query_tile(
+            soon,
             image, head, rows, cols, kind, kept, last, tensors, strides, layout, bias[head], lse[head, image],
             delta[head, image], own_dbias, wanted, channels, depth, scale, room, places,
         )  # fmt: skip
@@ -215,7 +242,7 @@ def _query_chunk(work, tensors, strides, layout, bias, lse, delta, dbias, wanted
 
 @jit
 def _query_tile(
-    image, head, rows, cols, kind, kept, last, tensors, strides, layout, bias, lse, delta, dbias, wanted,
+    soon, image, head, rows, cols, kind, kept, last, tensors, strides, layout, bias, lse, delta, dbias, wanted,
     channels, depth, scale, room, places,
 ):  # fmt: skip
     """The gradients that one tile of queries gives; `last`: the next tile is of another kind."""
@@ -252,27 +279,39 @@ def _query_tile(
                         pair_table(layout, own, other, count, others, lanes, YES, bias, room.table)
                     room.slots[: others * lanes] = 0
                     kept = kind if alone else np.int64(-1)
+                if key == 0:
+                    _ask(soon, tensors.grad, 4, strides, places, channels)
                 _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
+                if key == 0:
+                    _ask(soon, tensors.out, 3, strides, places, channels)
                 multiply(
                     room.dweights, AT_0, lanes, room.nothing, AT_0, AT_0, room.d, AT_0, depth, EVERY, room.b_cols,
                     AT_0, lanes,
                     others, lanes, channels,
                 )  # fmt: skip
+                if key == 0:
+                    _ask(soon, tensors.q, 0, strides, places, channels)
                 probabilities_and_gradient(room.weights, room.dweights, others, lanes, room.peak, room.sum)
                 if want_bias:
                     accumulate(room.dweights, room.slots, others * lanes)
                     if last or not alone:
                         add_to_bias(layout, room.slots, lanes, own, other, count, others, dbias)
+                if want_q and key == 0:
+                    _ask(soon, tensors.k, 1, strides, places, channels)
                 if want_q:
                     _mix(room.sums, first, room.dweights, lanes, room.c, depth, count, others, room.nothing)
                     first = NO
                 if want_v:
+                    _ask(soon, tensors.v, 2, strides, places, channels)
+                    _ask(soon, tensors.dq, 5, strides, places, channels)
                     _mix_back(room.more_sums, room.weights, lanes, room.b, depth, count, others, room.nothing)
                     write_rows(
                         room.more_sums, depth, ONE, tensors.dv, at[7], strides[7, 1], other[0], others, channels,
                         start == 0,
                     )  # fmt: skip
                 if want_k:
+                    _ask(soon, tensors.dk, 6, strides, places, channels)
+                    _ask(soon, tensors.dv, 7, strides, places, channels)
                     _mix_back(room.more_sums, room.dweights, lanes, room.a, depth, count, others, room.nothing)
                     write_rows(
                         room.more_sums, depth, scale, tensors.dk, at[6], strides[6, 1], other[0], others, channels,

@@ -97,7 +97,7 @@ def layout(
     items = _items(_kinds(rows, planned.rows.spans), _kinds(cols, planned.cols.spans), batch)
     row_extent, col_extent = (_extent(r, size) for r, size in zip((pattern.rows, pattern.cols), grid, strict=True))
     entries = (2 * row_extent - 1) * (2 * col_extent - 1)
-    size = min(16, max(1, len(items) * heads // 32))
+    size = min(16, max(1, len(items) * heads // 16))
     chunks = min(-(-len(items) // size), max(1, PARTIALS // (entries * heads)))
     return Layout(
         rows, cols, planned.rows.spans.astype(np.int32), planned.cols.spans.astype(np.int32), items,

@@ -5,7 +5,7 @@ side and `lanes` columns, one for each position of the tile's own side. Logits a
 weight is a power of two.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -16,6 +16,7 @@ from kernels.vectormath import (
     exp2,
     load,
     maximum,
+    prefetch,
     splat,
     store,
     subtract,
@@ -39,6 +40,8 @@ AT_0, EVERY, QUERIES, KEYS, YES, NO = (
     np.bool_(True),
     np.bool_(False),
 )
+#: Floats of a cache line.
+LINE = np.int64(16)
 #: Added to the logit of a pair that is not read: finite, so that a lane of such pairs alone makes no NaN.
 FORBIDDEN = np.float32(-1e30)
 
@@ -136,6 +139,14 @@ def read_rows(x, at, stride, token, count, channels, depth, rows):
 
 
 @jit
+def ask_for_rows(x, at, stride, token, count, channels):
+    """Prefetch the rows that `read_rows` or `write_rows` will take."""
+    for j in range(count):
+        for c in range(0, channels, LINE):
+            prefetch(x, at + token[j] * stride + c)
+
+
+@jit
 def write_rows(rows, depth, factor, x, at, stride, token, count, channels, fresh):
     """x[token j, channel c] (+)= factor * rows[j, c]; fresh: =, not +=."""
     whole, every = channels // WIDTH * WIDTH, splat(factor)
@@ -180,12 +191,13 @@ def pair_table(layout, own, other, count, others, lanes, own_is_query, bias, tab
         row = table[j * lanes : j * lanes + count]
         if len(bias) == 0:
             row[:] = 0
-        elif own_is_query:
+        elif layout.outgrown:
             for i in range(count):
-                row[i] = LOG2_E * bias[_bias_place(layout, own, i, other, j)]
+                row[i] = LOG2_E * bias[_nearest_bias(layout, own, i, other, j)]
         else:
-            for i in range(count):
-                row[i] = LOG2_E * bias[_bias_place(layout, other, j, own, i)]
+            sign = 1 if own_is_query else -1
+            start = layout.centre - sign * other[3, j]
+            _read_bias(bias, own[3], np.int64(sign), start, row)
         if layout.masked and own_is_query:
             _forbid(row, other[1, j], other[2, j], own[4], own[5], own[6], own[7])
         elif layout.masked:
@@ -213,21 +225,33 @@ def _forbid_outside(row, r, c, top, bottom, left, right):
 
 
 @jit
-def _bias_place(layout, query, i, key, j):
-    """Where the bias of query i and key j is in the table; anywhere in it for a pair that is not read."""
-    if layout.outgrown:
-        row = min(max(query[1, i] - key[1, j], 1 - layout.row_extent), layout.row_extent - 1)
-        col = min(max(query[2, i] - key[2, j], 1 - layout.col_extent), layout.col_extent - 1)
-        return np.uint64((row + layout.row_extent - 1) * (2 * layout.col_extent - 1) + col + layout.col_extent - 1)
-    return np.uint64(min(max(query[3, i] - key[3, j] + layout.centre, 0), 2 * layout.centre))
+def _read_bias(bias, place, sign, start, row):
+    """row[i] = the bias at start + sign * place[i], in units of log 2; anywhere in it for a pair that is not read."""
+    last = len(bias) - 1
+    for i in range(len(row)):
+        row[i] = LOG2_E * bias[np.uint64(min(max(start + sign * place[i], 0), last))]
+
+
+@jit
+def _nearest_bias(layout, query, i, key, j):
+    """Where the bias of query i and key j is in the table, or that of the nearest distance that is in it."""
+    row = min(max(query[1, i] - key[1, j], 1 - layout.row_extent), layout.row_extent - 1)
+    col = min(max(query[2, i] - key[2, j], 1 - layout.col_extent), layout.col_extent - 1)
+    return np.uint64((row + layout.row_extent - 1) * (2 * layout.col_extent - 1) + col + layout.col_extent - 1)
 
 
 @jit
 def add_to_bias(layout, gradients, lanes, own, other, count, others, bias):
     """The transpose of `pair_table` for tiles of queries: bias[pair] += gradients[pair]."""
+    place = own[3]
     for j in range(others):
+        row = gradients[j * lanes : j * lanes + count]
+        start = layout.centre - other[3, j]
         for i in range(count):
-            bias[_bias_place(layout, own, i, other, j)] += gradients[j * lanes + i]
+            if layout.outgrown:
+                bias[_nearest_bias(layout, own, i, other, j)] += row[i]
+            else:
+                bias[np.uint64(min(max(start + place[i], 0), 2 * layout.centre))] += row[i]
 
 
 @jit

@@ -119,7 +119,7 @@ def _bias(call: Call, given: dict[str, torch.Tensor], dbias: torch.Tensor) -> No
     """The gradient of the bias, from as many groups of tiles at a time as there is memory for."""
     arranged, (_, tiled) = call.arranged("query"), call.tiled("query")
     groups = [(row, col) for row in arranged.groups[0] for col in arranged.groups[1]]
-    largest = call.batch * max(row.count * col.count for row, col in groups)
+    largest = call.batch * max(row.tiles * col.tiles for row, col in groups)
     chunks = triton.cdiv(tiled["QUERIES"], tiled["BLOCK_Q"]) * triton.cdiv(tiled["KEYS"], tiled["BLOCK_K"])
     slots = tiled["QUERIES"] * tiled["KEYS"]
     splits = _splits(largest, call.heads * chunks * len(groups), call.heads * len(groups) * slots)

@@ -32,7 +32,7 @@ class Group(NamedTuple):
 
     offset: int
     start: int
-    count: int
+    tiles: int
 
 
 class Arrangement(NamedTuple):

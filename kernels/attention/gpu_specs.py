@@ -10,8 +10,8 @@ from .gpu_plans import arrange
 from .gpu_window import window_kernel
 from .pattern import Pattern
 
-UNFUSED = (forward_kernel, delta_kernel, query_kernel, key_value_kernel, bias_kernel)
-NO_BIAS = (forward_kernel, query_kernel, key_value_kernel)
+GENERAL = (forward_kernel, query_kernel, key_value_kernel, bias_kernel)
+NO_BIAS = GENERAL[:-1]
 MAP = (56, 56)
 
 
@@ -26,18 +26,19 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("window", swin(7, 3), 32, ("bf16", "fp16"), (*UNFUSED, window_kernel)),
-    Case("window", swin(7, 3), 32, ("fp32",), UNFUSED),
-    Case("window", swin(7, 3), 64, ("fp32", "bf16"), UNFUSED),
-    Case("window", swin(7, 3), 16, ("bf16",), (forward_kernel, window_kernel)),
-    Case("window", swin(7, 3), 128, ("fp32", "bf16"), UNFUSED),
+    Case("window", swin(7, 3), 32, ("bf16",), (*GENERAL, delta_kernel, window_kernel)),
+    Case("window", swin(7, 3), 32, ("fp32",), (*GENERAL, delta_kernel)),
+    Case("window", swin(7, 3), 32, ("fp16",), (forward_kernel, window_kernel)),
+    Case("window", swin(7, 3), 64, ("fp32", "bf16"), GENERAL),
+    Case("window", swin(7, 3), 16, ("bf16",), (forward_kernel,)),
+    Case("window", swin(7, 3), 128, ("fp32", "bf16"), (forward_kernel,)),
     Case("small window", swin(5), 32, ("fp32",), (window_kernel,)),
-    Case("neighborhood", neighborhood(7), 32, ("fp32", "bf16"), UNFUSED),
-    Case("neighborhood", neighborhood(7), 64, ("fp32", "bf16"), UNFUSED),
+    Case("neighborhood", neighborhood(7), 32, ("fp32", "bf16"), GENERAL),
+    Case("neighborhood", neighborhood(7), 64, ("bf16",), GENERAL),
     Case("disc", disc(8), 64, ("fp32", "bf16"), NO_BIAS),
-    Case("power", power(), 64, ("fp32", "bf16"), NO_BIAS),
-    Case("full", full(), 32, ("fp32", "bf16"), NO_BIAS),
-)  # fmt: skip
+    Case("power", power(), 64, ("bf16",), NO_BIAS),
+    Case("full", full(), 32, ("bf16",), NO_BIAS),
+)
 
 
 def compile_specs() -> list[dict[str, Any]]:

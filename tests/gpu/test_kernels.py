@@ -3,7 +3,21 @@
 import pytest
 import torch
 
-from kernels.attention import attend, swin
+from kernels.attention import (
+    attend,
+    axial,
+    block,
+    cross,
+    disc,
+    full,
+    grid,
+    halo,
+    heads,
+    neighborhood,
+    power,
+    stripe,
+    swin,
+)
 from kernels.propagation import DIRECTIONS, normalise_gates, propagate
 
 pytestmark = pytest.mark.gpu
@@ -11,6 +25,13 @@ pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 #: A sum of a few dozen rounded terms: a small multiple of the storage dtype's rounding.
 TOLERANCE = {dtype: 40 * torch.finfo(dtype).eps for dtype in DTYPES}
+#: Every pattern of the family; those that need a map of their own name it.
+PATTERNS = [
+    swin(7), swin(7, 3), swin(8, 4), swin(5, 2), swin(14), block(2), neighborhood(7), neighborhood(6, 3),
+    neighborhood((3, 9), (1, 2)), neighborhood(5, dilation=2), neighborhood(7, causal=True), halo(7, 3),
+    halo(7, 3, "clamp"), grid(7, (28, 35)), stripe(3), stripe(4, 1), cross(2), axial(0), axial(1), disc(6),
+    power(64, 2, 1), full(), heads(swin(7), neighborhood(5)),
+]  # fmt: skip
 
 
 def _compare(function, inputs, dtype):
@@ -25,6 +46,21 @@ def _compare(function, inputs, dtype):
     for ours, exact in zip(*results, strict=True):
         error = (ours.double() - exact).norm() / exact.norm().clamp(min=1e-30)
         assert error <= TOLERANCE[dtype], float(error)
+
+
+def _draw(pattern, shape):
+    """q, k, v, and the bias if the pattern has a table."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    tensors = [torch.randn(shape, generator=generator) for _ in range(3)]
+    try:
+        table = pattern.bias_shape(shape[3], shape[1:3])
+    except ValueError:
+        return tensors
+    return [*tensors, torch.randn(table, generator=generator)]
+
+
+def _attend(pattern):
+    return lambda q, k, v, bias=None, backend="auto": attend(q, k, v, pattern, bias, backend=backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -45,10 +81,53 @@ def test_gate_normalisation_on_a_gpu_equals_the_reference(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("window", "shift"), [(7, 0), (7, 3), (8, 4), (5, 2)])
-def test_window_attention_on_a_gpu_equals_the_reference(window, shift, dtype):
-    generator = torch.Generator().manual_seed(window + shift)
-    q, k, v = (torch.randn(2, 28, 35, 3, 32, generator=generator) for _ in range(3))
-    bias = torch.randn(3, 2 * window - 1, 2 * window - 1, generator=generator)
-    pattern = swin(window, shift)
-    _compare(lambda *t, backend: attend(*t[:3], pattern, t[3], backend=backend), (q, k, v, bias), dtype)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
+def test_attention_on_a_gpu_equals_the_reference(pattern, dtype):
+    _compare(_attend(pattern), _draw(pattern, (2, 28, 35, 4, 32)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [8, 24, 64, 96, 128])
+@pytest.mark.parametrize("pattern", [swin(7, 3), neighborhood(5)], ids=lambda pattern: pattern.name)
+def test_attention_on_a_gpu_takes_heads_of_any_width(pattern, channels, dtype):
+    _compare(_attend(pattern), _draw(pattern, (1, 14, 15, 2, channels)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_views_of_one_fused_tensor_are_read_in_place_on_a_gpu(dtype):
+    fused = torch.randn(2, 14, 14, 3, 3, 32, generator=torch.Generator().manual_seed(2))
+    _compare(lambda t, backend: attend(*t.unbind(3), swin(7, 3), backend=backend), (fused,), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pattern", [swin(7, 3), neighborhood(5), cross(2)], ids=lambda pattern: pattern.name)
+def test_extra_keys_on_a_gpu_share_the_softmax(pattern, dtype):
+    generator = torch.Generator().manual_seed(3)
+    extra = [torch.randn(2, 9, 2, 32, generator=generator) for _ in range(2)]
+    q, k, v = _draw(pattern, (2, 14, 15, 2, 32))[:3]
+
+    def function(q, k, v, extra_k, extra_v, backend):
+        return attend(q, k, v, pattern, backend=backend, extra=(extra_k, extra_v))
+
+    _compare(function, (q, k, v, *extra), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_keys_of_another_grid_are_read_on_a_gpu(dtype):
+    generator = torch.Generator().manual_seed(4)
+    shapes = (2, 14, 15, 2, 32), (2, 7, 5, 2, 32), (2, 7, 5, 2, 32)
+    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+    _compare(lambda *t, backend: attend(*t, full(), backend=backend), tensors, dtype)
+
+
+def test_results_are_the_same_in_every_run():
+    pattern = neighborhood(7)
+    leaves = [tensor.cuda().requires_grad_() for tensor in _draw(pattern, (4, 28, 28, 2, 32))]
+    grad = torch.randn(4, 28, 28, 2, 32, device="cuda")
+    runs = []
+    for _ in range(3):
+        out = _attend(pattern)(*leaves, backend="triton")
+        runs.append([out, *torch.autograd.grad(out, leaves, grad)])
+    for again in runs[1:]:
+        for a, b in zip(runs[0], again, strict=True):
+            assert torch.equal(a, b)

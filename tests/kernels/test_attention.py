@@ -1,122 +1,115 @@
-"""Neighbourhood attention: patterns read the keys of their definition, and the reference is masked softmax attention.
+"""Neighbourhood attention: the reference is masked softmax attention, and bad input is refused in one sentence.
 
-`test_attention_backends.py` compares the other backends with the reference.
+`test_attention_backends.py` compares the other backends with the reference; `test_attention_patterns.py` is about what
+a pattern reads.
 """
-
-import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.attention import attend, block, swin
+from kernels.attention import (
+    attend,
+    block,
+    cross,
+    disc,
+    full,
+    grid,
+    halo,
+    heads,
+    neighborhood,
+    power,
+    stripe,
+    swin,
+)
 from kernels.backends import BackendUnavailable
 
-PATTERNS = [swin(3), swin(4, 2), swin((3, 4), (1, 3)), block((2, 5)), swin(9, 4)]
-GRIDS = [(7, 5), (1, 6), (6, 1), (1, 1), (8, 12)]
+SIZE = (5, 6)
+PATTERNS = [
+    swin(3), swin(4, 2), swin((3, 4), (1, 3)), block((2, 5)), swin(9, 4), neighborhood(3), neighborhood((4, 3), (2, 1)),
+    neighborhood(2, dilation=2), neighborhood(3, causal=True), halo(2, 1), halo(2, 1, "clamp"), grid((5, 3), SIZE),
+    stripe(2), stripe(2, 1), disc(3), full(),
+]  # fmt: skip
+NO_TABLE = [cross(2), power(4, 2, 1), heads(swin(2), neighborhood(3))]
 
-patterns = pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
-grids = pytest.mark.parametrize("grid", GRIDS, ids=str)
-
-
-def positions(grid):
-    return itertools.product(range(grid[0]), range(grid[1]))
-
-
-def rolled_and_masked(window, shift, height, width):
-    """Which query reads which key in Swin's own construction: roll, cut into windows, forbid pairs of two regions."""
-    region = torch.zeros(height, width)
-    slices = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
-    for n, (rows, cols) in enumerate(itertools.product(slices, slices)):
-        region[rows, cols] = n
-
-    def windows(grid):
-        return grid.unfold(0, window, window).unfold(1, window, window).reshape(-1, window * window)
-
-    position = windows(torch.arange(height * width).view(height, width).roll((-shift, -shift), (0, 1)))
-    reads = torch.zeros(height * width, height * width, dtype=torch.bool)
-    for place, same in zip(position, windows(region), strict=True):
-        reads[place[:, None], place[None, :]] = same[:, None] == same[None, :]
-    return reads
+NAMED = {"ids": lambda pattern: pattern.name}
 
 
-@pytest.mark.parametrize(("window", "shift", "grid"), [(7, 3, (14, 21)), (4, 2, (8, 12)), (4, 1, (8, 8))])
-def test_shifted_windows_are_those_of_rolling_and_masking(window, shift, grid):
-    assert torch.equal(swin(window, shift).mask(grid), rolled_and_masked(window, shift, *grid))
+def dense(q, k, v, allowed, scale=None):
+    """Softmax attention of flattened maps; allowed (N, N) or (heads, N, N), bool or added to the logits."""
+    flat = [t.flatten(1, 2).transpose(1, 2) for t in (q, k, v)]
+    return F.scaled_dot_product_attention(*flat, attn_mask=allowed, scale=scale).transpose(1, 2).reshape(q.shape)
 
 
-@grids
-@patterns
-def test_keys_are_the_positions_of_the_same_cell_in_row_major_order(pattern, grid):
-    rows, cols = pattern.rows, pattern.cols
-
-    def cell(i, axis):
-        return (i + axis.kernel - axis.offset) // axis.kernel
-
-    for r, c in positions(grid):
-        same = [(i, j) for i, j in positions(grid) if cell(i, rows) == cell(r, rows) and cell(j, cols) == cell(c, cols)]
-        assert pattern.keys((r, c), grid) == same
+def bias_of_pairs(bias, pattern, size):
+    """The bias of every query and key, (heads, N, N), by its definition: read at query minus key, in steps."""
+    row, col = (p.flatten() for p in torch.meshgrid(*map(torch.arange, size), indexing="ij"))
+    at = []
+    for place, rule, length in ((row, pattern.rows, size[0]), (col, pattern.cols, size[1])):
+        extent = rule.extent(length)
+        steps = torch.div(place[:, None] - place[None, :], rule.step, rounding_mode="trunc")
+        at.append((steps + extent - 1).clamp(0, 2 * extent - 2))  # a pair outside the table is not allowed
+    return bias[:, at[0], at[1]]
 
 
-@grids
-@patterns
-def test_count_and_mask_say_what_keys_says(pattern, grid):
-    mask, count = pattern.mask(grid), pattern.count(grid)
-    for r, c in positions(grid):
-        keys = pattern.keys((r, c), grid)
-        assert count[r, c] == len(keys)
-        assert mask[r * grid[1] + c].nonzero().flatten().tolist() == [i * grid[1] + j for i, j in keys]
+def draw(count=3):
+    return torch.randn(count, 2, *SIZE, 2, 4, dtype=torch.float64)
 
 
-def test_patterns_are_equal_when_they_read_the_same_keys():
-    assert swin(7) == swin((7, 7), (0, 0)) == block(7)
-    assert hash(swin(7)) == hash(block(7))
-    assert swin(7) != swin(7, 3)
-    assert (swin(7, 3).name, block((2, 3)).name) == ("swin 7x7 shifted by 3x3", "block 2x3")
-
-
-@patterns
+@pytest.mark.parametrize("pattern", PATTERNS, **NAMED)
 @pytest.mark.parametrize("scale", [None, -0.7])
 def test_the_reference_is_masked_softmax_attention(pattern, scale):
-    _, height, width, heads, _ = shape = (2, 5, 6, 2, 4)
-    q, k, v = torch.randn(3, *shape, dtype=torch.float64)
-    bias = torch.randn(pattern.bias_shape(heads), dtype=torch.float64)
-    row, col = (p.flatten() for p in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
-    kh, kw = pattern.rows.kernel, pattern.cols.kernel
-    down = (row[:, None] - row[None, :] + kh - 1).clamp(0, 2 * kh - 2)
-    right = (col[:, None] - col[None, :] + kw - 1).clamp(0, 2 * kw - 2)
-    added = bias[:, down, right].masked_fill(~pattern.mask((height, width)), -torch.inf)
+    q, k, v = draw()
+    bias = torch.randn(pattern.bias_shape(2, SIZE), dtype=torch.float64)
+    added = bias_of_pairs(bias, pattern, SIZE).masked_fill(~pattern.mask(SIZE), -torch.inf)
+    found = attend(q, k, v, pattern, bias, scale, backend="reference")
+    torch.testing.assert_close(found, dense(q, k, v, added, scale))
+
+
+@pytest.mark.parametrize("pattern", NO_TABLE, **NAMED)
+def test_groups_of_heads_and_raster_orders_are_masked_softmax_attention(pattern):
+    q, k, v = draw()
+    allowed = torch.stack([part.mask(SIZE) for part in pattern.groups]).expand(2, -1, -1)
+    torch.testing.assert_close(attend(q, k, v, pattern, backend="reference"), dense(q, k, v, allowed))
+
+
+@pytest.mark.parametrize("pattern", [swin(3, 1), cross(2), full()], **NAMED)
+def test_extra_keys_are_further_columns_of_the_softmax(pattern):
+    q, k, v = draw()
+    extra = torch.randn(2, 2, 3, 2, 4, dtype=torch.float64)
+    allowed = torch.stack([part.mask(SIZE) for part in pattern.groups]).expand(2, -1, -1)
+    allowed = torch.cat([allowed, torch.ones(2, allowed.shape[1], 3, dtype=torch.bool)], 2)
+    longer = [torch.cat([t.flatten(1, 2), more], 1) for t, more in zip((k, v), extra, strict=True)]
+    flat = [t.transpose(1, 2) for t in (q.flatten(1, 2), *longer)]
+    wanted = F.scaled_dot_product_attention(*flat, attn_mask=allowed).transpose(1, 2).reshape(q.shape)
+    found = attend(q, k, v, pattern, extra=(extra[0], extra[1]), backend="reference")
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_bias_read_at_key_minus_query_is_the_flipped_table():
+    pattern, (q, k, v) = neighborhood(3), draw()
+    bias = torch.randn(pattern.bias_shape(2), dtype=torch.float64)
+    found = attend(q, k, v, pattern, bias, relative="key-query", backend="reference")
+    assert torch.equal(found, attend(q, k, v, pattern, bias.flip(1, 2), backend="reference"))
+    at_query = attend(q, k, v, pattern, bias, backend="reference")
+    assert not torch.allclose(found, at_query)
+
+
+def test_pooled_keys_of_another_grid_are_all_read():
+    q, (k, v) = draw(1)[0], torch.randn(2, 2, 2, 3, 2, 4, dtype=torch.float64)
     flat = [t.flatten(1, 2).transpose(1, 2) for t in (q, k, v)]
-    dense = F.scaled_dot_product_attention(*flat, attn_mask=added, scale=scale).transpose(1, 2).view(shape)
-    torch.testing.assert_close(attend(q, k, v, pattern, bias, scale, backend="reference"), dense)
+    wanted = F.scaled_dot_product_attention(*flat).transpose(1, 2).reshape(q.shape)
+    torch.testing.assert_close(attend(q, k, v, full(), backend="reference"), wanted)
 
 
-def test_the_gradients_of_the_reference_are_those_of_finite_differences():
-    pattern = swin((2, 3), (1, 1))
+@pytest.mark.parametrize("pattern", [swin((2, 3), (1, 1)), neighborhood((3, 2)), disc(2)], **NAMED)
+def test_the_gradients_of_the_reference_are_those_of_finite_differences(pattern):
     tensors = [torch.randn(1, 3, 4, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     tensors.append(torch.randn(pattern.bias_shape(2), dtype=torch.float64, requires_grad=True))
     assert torch.autograd.gradcheck(lambda q, k, v, b: attend(q, k, v, pattern, b, backend="reference"), tensors)
 
 
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (lambda: swin(0), "window must be at least 1 position a side; got 0."),
-        (lambda: block((3, -1)), r"window must be at least 1 position a side; got \(3, -1\)."),
-        (lambda: swin(7, 7), "shift must be at least 0 and smaller than the window 7; got 7."),
-        (lambda: swin((4, 2), (0, -1)), r"shift must be at least 0 and smaller .* \(4, 2\); got \(0, -1\)."),
-        (lambda: swin(2.5), r"window must be a whole number or a \(rows, cols\) pair of them; got 2.5."),
-        (lambda: swin(7, (1, 2, 3)), r"shift must be a whole number or .* got \(1, 2, 3\)."),
-        (lambda: swin(7).keys((3, 9), (8, 9)), r".* on the grid of 8 rows and 9 columns; got \(3, 9\)."),
-        (lambda: swin(7).keys((-1, 0), (8, 9)), r".* on the grid of 8 rows and 9 columns; got \(-1, 0\)."),
-    ],
-)
-def test_a_bad_window_shift_or_position_is_refused_in_one_sentence(make, sentence):
-    with pytest.raises(ValueError, match=f"^{sentence}$"):
-        make()
-
-
-TOKENS, BIAS = torch.zeros(1, 4, 4, 2, 8), torch.zeros(2, 5, 5)
+TOKENS, BIAS, EXTRA = torch.zeros(1, 4, 4, 2, 8), torch.zeros(2, 5, 5), torch.zeros(1, 3, 2, 8)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +129,36 @@ TOKENS, BIAS = torch.zeros(1, 4, 4, 2, 8), torch.zeros(2, 5, 5)
         ({"scale": "1"}, TypeError, r"scale must be a number, or None for d \*\* -0.5; got str."),
         ({"scale": float("nan")}, ValueError, "scale must be finite; got nan."),
         ({"backend": "cuda"}, ValueError, "backend must be one of .*; got 'cuda'."),
+        ({"relative": "both"}, ValueError, "relative must be 'query-key' or 'key-query'; got 'both'."),
+        ({"extra": TOKENS[0]}, TypeError, "extra must be a pair of tensors: further keys and values."),
+        ({"extra": (EXTRA, None)}, TypeError, "extra values must be a tensor; got NoneType."),
+        (
+            {"extra": (EXTRA[:, :, :1], EXTRA)}, ValueError,
+            r"extra keys must be \(B, S, heads, d\) with B, heads and d of q, 1, 2, 8; got \(1, 3, 1, 8\).",
+        ),
+        (
+            {"extra": (EXTRA, EXTRA[:, :2])}, ValueError,
+            r"extra keys and values must have one shape; got \(1, 3, 2, 8\) and \(1, 2, 2, 8\).",
+        ),
+        (
+            {"pattern": full(), "bias": None, "k": TOKENS[..., :1, :]}, ValueError,
+            r"k must be \(B, KH, KW, heads, d\) with B, heads and d of q, \(1, 2, 8\), and no empty axis; got .*",
+        ),
+        (
+            {"pattern": full(), "bias": None, "v": TOKENS[:, :3]}, ValueError,
+            r"v must have the shape of k, \(1, 4, 4, 2, 8\); got \(1, 3, 4, 2, 8\).",
+        ),
+        ({"pattern": cross(1)}, ValueError, "cross of stripes of 1 has no relative position bias, .*"),
+        (
+            {"pattern": heads(swin(2), swin(3), swin(4)), "bias": None}, ValueError,
+            r"heads must be a multiple of 3 for .*; got 2.",
+        ),
+        (
+            {"pattern": neighborhood(5), "bias": None}, ValueError,
+            r"neighborhood 5x5 needs at least 5 x 1 = 5 positions .*; got a map of 4: choose a kernel of at most 4.",
+        ),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_refused_in_one_sentence(change, error, sentence):
     arguments = {"q": TOKENS, "k": TOKENS, "v": TOKENS, "pattern": swin(3), "bias": BIAS} | change
     with pytest.raises(error, match=f"^{sentence}$"):

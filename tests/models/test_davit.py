@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from workbench.models import load_model
+from workbench.models.checkpoint import save
 from workbench.models.davit import ChannelAttention, PatchEmbed, WindowAttention
 from workbench.models.registry import variant
 
@@ -97,6 +98,14 @@ def test_a_files_sizes_are_told_by_its_shapes(tmp_path):
     assert {name: model.config[name] for name in ("dims", "depths", "patch", "num_classes")} == {
         name: SMALL[name] for name in ("dims", "depths", "patch", "num_classes")
     }
+
+
+@pytest.mark.parametrize("config", [{"heads": (6, 12)}, {"window": 4, "padding": "keys"}])
+def test_saved_weights_are_read_again_with_what_their_shapes_do_not_tell(tmp_path, config):
+    model = load_model("davit_nano", device="cpu", **config)
+    save(model, tmp_path / "ours.safetensors")
+    again = load_model("davit_nano", weights=tmp_path / "ours.safetensors", device="cpu")
+    assert again.config == model.config
 
 
 def test_weights_of_another_family_variant_or_with_a_tensor_missing_are_named(tmp_path):

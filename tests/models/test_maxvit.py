@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from workbench.models import load_model
+from workbench.models.checkpoint import save
 from workbench.models.maxvit import GridAttention, MBConv, Stem, WindowAttention
 from workbench.models.registry import variant
 
@@ -289,6 +290,17 @@ def test_every_block_has_a_window_and_a_grid_layer():
     assert [state.reading for state in states] == ["block 8x8", "grid 8x8 of 32x48", "block 8x8", "grid 8x8 of 16x24"]
 
 
+@pytest.mark.parametrize(
+    "config", [{"weights_family": "torchvision"}, {"stem_stride": 2}, {"heads": (2, 4), "window": 4}]
+)
+def test_saved_weights_are_read_again_with_their_settings(tmp_path, config):
+    model = load_model("maxvit_nano", device="cpu", **config)
+    save(model, tmp_path / "ours.safetensors")
+    again = load_model("maxvit_nano", weights=tmp_path / "ours.safetensors", device="cpu")
+    assert again.config == model.config
+    assert again.weights_sha256 == model.weights_sha256
+
+
 def test_sides_must_make_every_grid_a_multiple_of_the_window():
     tiny = variant("maxvit_tiny").build({})
     assert [layer.grid for layer in tiny.layers((448, 224))][::4] == [
@@ -309,7 +321,7 @@ def test_sides_must_make_every_grid_a_multiple_of_the_window():
     ("config", "message"),
     [
         ({"weights_family": "rw"}, "weights_family"),
-        ({"patch": 3}, "patch must be 2 or 4, twice the stride of the stem; got 3"),
+        ({"stem_stride": 3}, "stem_stride must be 1 or 2; got 3"),
         ({"heads": (5, 6)}, "heads must divide the channels of each stage"),
     ],
 )

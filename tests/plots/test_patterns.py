@@ -114,6 +114,11 @@ def test_the_part_in_view_is_exact_where_a_pair_has_a_pixel_or_more():
     np.testing.assert_array_equal(aggregate(found, (0, 64), (0, 64), 64), found)
     part = aggregate(found, (8, 16), (24, 32), 32)
     np.testing.assert_array_equal(part, found[24:32, 8:16].repeat(4, 0).repeat(4, 1))
+    np.testing.assert_array_equal(aggregate(found, (8, 9), (24, 32), 8), found[24:32, 8:9].repeat(8, 1))
+
+
+def test_the_matrix_of_a_single_position_is_a_single_pair():
+    np.testing.assert_array_equal(aggregate(np.zeros((1, 1), np.uint8), (0, 1), (0, 1), 4), np.zeros((4, 4)))
 
 
 def test_the_matrix_shows_what_is_reached_after_so_many_blocks():

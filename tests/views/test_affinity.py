@@ -292,6 +292,19 @@ def test_the_other_panel_keeps_working_beside_a_channel_layer(view: AffinityView
     assert shown(view)[0].attrs["position"] == (4, 4)
 
 
+def test_a_query_does_not_draw_channel_matrices_again(view: AffinityView, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(view, model="davit_nano")
+    change(view, layer=CHANNEL)
+    patched: list[str] = []
+    for figure, name in zip(view.figures, "ab", strict=True):
+        monkeypatch.setattr(figure, "_patch", lambda part, data, name=name: patched.append(f"{name} {part}"))
+    change(view, row=3)
+    assert patched == ["b heat", "b boxes"]
+    patched.clear()
+    change(view, image="astronaut")
+    assert "a heat" in patched
+
+
 def test_two_channel_layers_side_by_side_have_one_colour_range(view: AffinityView) -> None:
     change(view, model="davit_nano", other="davit_nano")
     results = change(view, layer=CHANNEL, other_layer="stage2.block1.channel")

@@ -110,6 +110,11 @@ def test_a_click_chooses_the_query_in_whichever_panel(view: PatternsView) -> Non
     assert (view.row, view.col) == (11, 8)
 
 
+def test_a_page_opens_near_the_middle_of_its_grid() -> None:
+    view = PatternsView(rows=10, cols=20, other="none", matrix=False, pattern="axial")
+    assert (view.row, view.col) == shown(view)[0].attrs["position"] == (4, 11)
+
+
 @pytest.mark.parametrize(("step", "corner"), [((-1, -1), (0, 0)), ((1, 1), (13, 20)), ((1, -1), (13, 0))])
 def test_moving_stops_at_the_borders(view: PatternsView, step: tuple[int, int], corner: tuple[int, int]) -> None:
     for _ in range(25):
@@ -205,7 +210,8 @@ def test_the_matrix_follows_the_slider_and_the_query(view: PatternsView) -> None
     (handles,) = figure._drawn.values()
     whole = handles["matrix"]["source"].data["image"][0]
     assert np.nanmax(whole) == shown(view)[0]["until_global"]
-    change(view, blocks=1, row=13, col=20)
+    change(view, blocks=1)
+    change(view, row=13, col=20)
     first = handles["matrix"]["source"].data["image"][0]
     assert np.nanmax(first) == 1
     assert np.isfinite(first).sum() < np.isfinite(whole).sum()
@@ -218,7 +224,8 @@ def test_the_maps_are_patched_and_not_built_again(view: PatternsView) -> None:
     before = figure.pane.object
     hv.render(before)
     (handles,) = figure._drawn.values()
-    results = change(view, row=0, col=0, blocks=2)
+    change(view, blocks=2)
+    results = change(view, row=0, col=0)
     assert figure.pane.object is before
     drawn = handles["heat"]["source"].data["image"][0]
     mosaic = mosaic_of(results[1])

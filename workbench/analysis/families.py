@@ -9,20 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kernels.attention import (
-    Pattern,
-    axial,
-    block,
-    cross,
-    disc,
-    full,
-    grid,
-    halo,
-    neighborhood,
-    power,
-    stripe,
-    swin,
-)
+from kernels import attention
+from kernels.attention import Pattern, axial, block, cross, disc, full, grid, neighborhood, power, stripe, swin
 from workbench.names import unknown
 
 Value = int | str | bool
@@ -62,6 +50,10 @@ def _stripes(size: Grid, width: int, direction: str) -> tuple[Pattern, ...]:
     return both if direction == "in turn" else (both[direction == "horizontal"],)
 
 
+def _halo(size: Grid, block: int, halo: int, border: Any) -> tuple[Pattern, ...]:
+    return (attention.halo(block, halo, border),)
+
+
 FAMILIES = {
     "swin": Family(
         "Swin: windows, then shifted windows",
@@ -87,7 +79,7 @@ FAMILIES = {
     "halo": Family(
         "HaloNet: blocks with a halo",
         {"block": 8, "halo": 3, "border": "crop"},
-        lambda size, block, halo, border: (_halo(block, halo, border),),
+        _halo,
         ("cut into blocks with a halo, zeros outside the map", BLOCKS),
     ),
     "maxvit": Family(
@@ -114,10 +106,6 @@ FAMILIES = {
     ),
     "full": Family("Full attention", {}, lambda size: (full(),), ("dense", BLOCKS)),
 }  # fmt: skip
-
-
-def _halo(block: int, around: int, border: Any) -> Pattern:
-    return halo(block, around, border)
 
 
 def spell(family: str, arguments: dict[str, Value]) -> str:

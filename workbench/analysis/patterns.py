@@ -2,7 +2,7 @@
 
 import math
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from . import families
 from .families import BLOCKS, FAMILIES, Grid
 from .reach import NEVER, Reach, reach
 from .spec import record
-from .tile_bound import pattern_bound, visited_tiles
+from .tile_bound import pattern_bound, relation_of, visited_tiles
 
 #: The longest side of a grid: reach holds a number for every pair of positions.
 LARGEST = 64
@@ -102,7 +102,7 @@ def patterns(spec: PatternSpec) -> xr.Dataset:
     cells = spec.grid[0] * spec.grid[1]
     bytes_ = 4 * cells * spec.channels * spec.value_bytes
     flops = 4 * facts.pairs * spec.channels
-    attrs = record("patterns", replace(spec), {"family": family, "label": FAMILIES[family].label})
+    attrs = record("patterns", spec, {"family": family, "label": FAMILIES[family].label})
     attrs |= {"usual": FAMILIES[family].usual[0], "position": spec.position, "grid": spec.grid}
     return xr.Dataset(
         {
@@ -151,7 +151,7 @@ class _Facts(NamedTuple):
 def _facts(pattern: str, grid: Grid) -> _Facts:
     cycle = families.cycle(pattern, grid)
     usual = FAMILIES[families.parse(pattern)[0]].usual[1]
-    masks = [p.mask(grid).numpy() for p in cycle]
+    masks = [relation_of(p, grid) for p in cycle]
     counts = np.stack([mask.sum(1).reshape(grid) for mask in masks])
     window = np.stack([_window(mask, grid) for mask in masks])
     split = [

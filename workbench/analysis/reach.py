@@ -48,7 +48,8 @@ class Reach:
     @cached_property
     def shares(self) -> np.ndarray:
         """The share of all pairs of a query and a key that are reached after 0, 1, ... blocks."""
-        counts = [np.bincount(part.ravel(), minlength=NEVER + 1)[:NEVER].cumsum() / part.size for part in self.parts]
+        counts = [np.sum([np.bincount(row, minlength=NEVER + 1)[:NEVER] for row in part], 0) for part in self.parts]
+        counts = [count.cumsum() / part.size for count, part in zip(counts, self.parts, strict=True)]
         share = np.prod(counts, axis=0)
         last = int(np.argmax(share == share[-1]))
         return share[: last + 1]

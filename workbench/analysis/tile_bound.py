@@ -13,6 +13,7 @@ Source: generalised neighbourhood attention (arXiv 2504.16922), appendix B.1 (NA
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -84,8 +85,16 @@ def pattern_bound(
         return tile_bound((pattern.rows, pattern.cols), grid, query_tile, key_tile)
     if pattern.raster:
         query_tile, key_tile = (1, math.prod(query_tile)), (1, math.prod(key_tile))
-    visited = visited_tiles(pattern.mask(grid).numpy(), pattern.on(grid), query_tile, key_tile)
+    visited = visited_tiles(relation_of(pattern, grid), pattern.on(grid), query_tile, key_tile)
     return visited.shape[1] / int(visited.sum(1).max())
+
+
+@lru_cache(maxsize=4)
+def relation_of(pattern: Pattern, grid: tuple[int, int]) -> np.ndarray:
+    """`pattern.mask(grid)` as an array that several analyses share; read-only."""
+    mask = pattern.mask(grid).numpy()
+    mask.setflags(write=False)
+    return mask
 
 
 def visited_tiles(
@@ -98,8 +107,9 @@ def visited_tiles(
 
 def _any_in_tile(mask: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
     """(rows, cols, M) bool -> (M, tiles) bool: whether any position of a tile is True."""
-    for axis in (0, 1):
-        mask = np.logical_or.reduceat(mask, np.arange(0, mask.shape[axis], tile[axis]), axis=axis)
+    rows, cols = (range(0, size, step) for size, step in zip(mask.shape[:2], tile, strict=True))
+    mask = np.stack([mask[r : r + tile[0]].any(0) for r in rows])
+    mask = np.stack([mask[:, c : c + tile[1]].any(1) for c in cols], axis=1)
     return mask.reshape(-1, mask.shape[-1]).T
 
 

@@ -229,12 +229,14 @@ class Head(nn.Module):
 
 
 @register("maxvit_tiny", dims=(64, 128, 256, 512), depths=(2, 2, 5, 2), heads=(2, 4, 8, 16))
-@register("maxvit_nano", dims=(48, 80), depths=(1, 1), heads=(3, 5), window=8, patch=2, num_classes=10, input_size=64)
+@register(
+    "maxvit_nano", dims=(48, 80), depths=(1, 1), heads=(3, 5), window=8, stem_stride=1, num_classes=10, input_size=64
+)
 class MaxViT(VisionModel):
     """A MaxViT classifier: a stem, stages of blocks whose first halves the grid, a head with a hidden layer.
 
     A block has two mixing layers, "stage1.block1.window" and "stage1.block1.grid". Every grid must be a multiple of the
-    window, and so the sides of an image of patch * 2 ** (stages - 1) * window pixels.
+    window, and so the sides of an image of stem_stride * 2 ** stages * window pixels.
 
     Args:
         dims: channels of each stage; the stem has those of the first.
@@ -242,7 +244,7 @@ class MaxViT(VisionModel):
         heads: attention heads of each stage.
         num_classes: outputs of the head.
         window: positions per side of a window, and keys per side of the grid.
-        patch: pixels per position of the first stage, along each side: even, a half of it is the stem's stride.
+        stem_stride: of the first convolution, 1 or 2; every stage then halves the grid.
         input_size: side in pixels of the images that it was designed for.
         weights_family: "tf" | "torchvision", see the head of this file; a weights file tells its own.
 
@@ -263,20 +265,20 @@ class MaxViT(VisionModel):
         heads: Sequence[int],
         num_classes: int = 1000,
         window: int = 7,
-        patch: int = 4,
+        stem_stride: int = 2,
         input_size: int = 224,
         weights_family: WeightsFamily = "tf",
     ) -> None:
         super().__init__()
         check_stages(dims=dims, depths=depths, heads=heads)
         check_heads(dims, heads)
-        check_whole(num_classes=num_classes, window=window, patch=patch, input_size=input_size)
+        check_whole(num_classes=num_classes, window=window, stem_stride=stem_stride, input_size=input_size)
         check_choice("weights_family", weights_family, WEIGHTS_FAMILIES)
-        if patch not in (2, 4):
-            raise ValueError(f"patch must be 2 or 4, twice the stride of the stem; got {patch}.")
-        self.input_size, self.patch = input_size, patch
-        self.size_multiple = patch * 2 ** (len(dims) - 1) * window
-        self.stem = Stem(dims[0], patch // 2, weights_family)
+        if stem_stride > 2:
+            raise ValueError(f"stem_stride must be 1 or 2; got {stem_stride}.")
+        self.input_size, self.stem_stride = input_size, stem_stride
+        self.size_multiple = stem_stride * 2 ** len(dims) * window
+        self.stem = Stem(dims[0], stem_stride, weights_family)
         before = (dims[0], *dims[:-1])
         stages = []
         for given, channels, depth, count in zip(before, dims, depths, heads, strict=True):
@@ -304,7 +306,7 @@ class MaxViT(VisionModel):
         return found
 
     def stage_grid(self, stage: int, rows: int, cols: int) -> tuple[int, int]:
-        step = self.patch * 2**stage
+        step = self.stem_stride * 2 ** (stage + 1)
         return rows // step, cols // step
 
     def as_map(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -141,9 +141,11 @@ def aggregate(
     import datashader as ds  # imported and compiled late: seconds that only the matrix needs
 
     rows, cols = (slice(math.floor(low), math.ceil(high)) for low, high in (queries, keys))
-    # A copy of the part: datashader's code is compiled again for an array that is a view of another one.
+    # A copy of the part, because datashader's code is compiled again for an array that is a view of another one; and at
+    # least two cells a side, from which it takes their distance.
     part = np.ascontiguousarray(relation[rows, cols])
-    y, x = (np.arange(s.start, s.stop) + 0.5 for s in (rows, cols))
+    part = np.pad(part, [(0, max(0, 2 - n)) for n in part.shape], constant_values=NEVER)
+    y, x = (s.start + 0.5 + np.arange(n) for s, n in zip((rows, cols), part.shape, strict=True))
     array = xr.DataArray(part, dims=("query", "key"), coords={"query": y, "key": x})
     canvas = ds.Canvas(pixels, pixels, x_range=keys, y_range=queries)
     return canvas.raster(array, agg="min", interpolate="nearest").values.astype(np.uint8)

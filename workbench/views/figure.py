@@ -88,6 +88,7 @@ class MosaicFigure(_Patched):
         super().__init__(self._tapped, name)
         self._on_query = on_query
         self._mosaic: Mosaic | None = None
+        self._shown: Any = None
 
     def _tapped(self, x: float, y: float) -> None:
         position = None if self._mosaic is None else self._mosaic.position_at(x, y)
@@ -101,6 +102,9 @@ class MosaicFigure(_Patched):
         channels, mosaic = over_channels(result), mosaic_of(result)
         behind = None if channels else (id(photograph), result.attrs.get("unpadded"))
         key = (title(result), mosaic, tuple(result["group"].values), scale, limits[0] < 0, behind)
+        before, self._shown = self._shown, (result.attrs["hash"], limits, opacity)
+        if key == self._key and self._shown == before:
+            return  # a click on another figure, which changes nothing here
         if key != self._key:
             self._mosaic = None if channels else mosaic
             if channels:

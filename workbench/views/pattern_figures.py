@@ -127,7 +127,8 @@ class MatrixFigure(_Patched):
         changed, self._after = after != self._after, after
         if (key := (pattern, size, most)) != self._key:
             self._relation, self._view = relation, aggregated
-            figure = matrix_figure(pattern, aggregated, size, query, most, after)
+            family = pattern.partition("(")[0]  # the arguments do not fit, and stand over the maps
+            figure = matrix_figure(family, aggregated, size, query, most, after)
             self._rebuild(key, figure, {"matrix": 0, "query": 1})
             return
         self._patch("query", boxes_data([query_row(query, size)]))

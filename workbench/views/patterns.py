@@ -39,8 +39,8 @@ class PatternsView(pn.viewable.Viewer):
     image: Any = param.Selector(default="coffee", objects=["coffee"])
     rows = param.Integer(default=56, bounds=(1, LARGEST))
     cols = param.Integer(default=56, bounds=(1, LARGEST))
-    row = param.Integer(default=25, bounds=(0, None))
-    col = param.Integer(default=30, bounds=(0, None))
+    row = param.Integer(default=0, bounds=(0, None))
+    col = param.Integer(default=0, bounds=(0, None))
     blocks = param.Integer(default=ALL_BLOCKS, bounds=(0, None))
     query_tile = param.Integer(default=8, bounds=(1, 32))
     key_tile = param.Integer(default=8, bounds=(1, 32))
@@ -56,6 +56,8 @@ class PatternsView(pn.viewable.Viewer):
                 text = params.get(name, self.param[name].default)
                 params[name] = families.spell(*families.parse(text))
         super().__init__(**params)
+        given = {name: params[name] for name in ("row", "col") if name in params}
+        self.param.update(**{"row": self.rows * 9 // 20, "col": self.cols * 11 // 20} | given)
         self._drawing: PatternDrawing | None = None
         self._tabled: tuple[PatternSpec, ...] = ()
         self._placed_on: Position = (self.rows, self.cols)

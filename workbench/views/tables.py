@@ -119,10 +119,11 @@ def latency_table(results: list[xr.Dataset]) -> str:
                 _time(p["floor"]),
             ])  # fmt: skip
     a, rates = results[0].attrs, results[0]
-    backends = " and ".join(dict.fromkeys(r.attrs["backend"] for r in results))
+    names = list(dict.fromkeys(r.attrs["backend"] for r in results))
+    backends = f"{' and '.join(names)} backend{'s' if len(names) > 1 else ''}"
     head = ["forward, batch 1", "median", "p20 to p80", "n", "least bytes", "operations", "floor"]
     note = (
-        f"{backends} backend, {a['dtype']}, {a['device']}, {a['method']}. Floor: the larger of least bytes over "
+        f"{backends}, {a['dtype']}, {a['device']}, {a['method']}. Floor: the larger of least bytes over "
         f"{float(rates['bandwidth']) / 1e9:.1f} GB/s (measured copy) and operations over "
         f"{float(rates['matmul']) / 1e9:.0f} GFLOP/s (measured fp32 matrix product)."
     )
