@@ -36,13 +36,15 @@ def serve(
 @app.command()
 def models(pattern: Annotated[str, typer.Argument(help="Names to list, with * and ?.")] = "*") -> None:
     """List the models, their parameters and their mixing layers."""
-    from workbench.models import list_models, load_model
+    from workbench.models import list_models
+    from workbench.models.registry import variant
 
     for name in list_models(pattern):
-        model = load_model(name)
+        model = variant(name).build({})  # shapes without storage: nothing is drawn
         parameters = sum(p.numel() for p in model.parameters())
-        grids = dict.fromkeys(f"{r}x{c}" for r, c in (layer.grid for layer in model.layers()))
-        line = f"{name:12} {parameters:>12,} parameters  {len(model.layers()):>3} mixing layers on {', '.join(grids)}"
+        layers = model.layers()
+        grids = ", ".join(dict.fromkeys(f"{r}x{c}" for r, c in (layer.grid for layer in layers)))
+        line = f"{name:14} {parameters:>12,} parameters  {len(layers):>3} mixing layers on {grids}"
         typer.echo(f"{line}  at {model.input_size} pixels")
 
 

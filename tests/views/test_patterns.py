@@ -242,7 +242,8 @@ def test_the_code_of_the_page_computes_what_is_drawn(view: PatternsView) -> None
 
 
 def test_a_link_opens_the_page_that_it_was_copied_from(view: PatternsView) -> None:
-    change(view, pattern="dinat(kernel=3, dilation=4)", other="none", row=3, col=12, blocks=2)
+    change(view, pattern="dinat(kernel=3, dilation=4)", other="none", row=3, col=12)
+    change(view, blocks=2)
     again = PatternsView.from_address({name: getattr(view, name) for name in PatternsView.link_state()})
     assert not again._messages.visible
     assert [r.attrs["hash"] for r in shown(again)] == [r.attrs["hash"] for r in shown(view)]

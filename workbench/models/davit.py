@@ -5,10 +5,8 @@ Source: written from the paper's formulas and the published names and shapes of 
 Upstream code and weights are under the MIT licence; weights are loaded from a user's file.
 Licence of this file: Apache-2.0.
 
-davit_tiny has the published configuration with windows of 7. With random weights, its logits were once compared with
-those of timm 1.0.31, run as it is installed: in float64 they differ by less than 1e-13, also where windows are padded
-(padding="keys"). davit_nano is our own small variant for 64 x 64 images;
-it has no counterpart upstream.
+davit_tiny has the published configuration with windows of 7. davit_nano is our own small variant for 64 x 64 images; it
+has no counterpart upstream.
 """
 
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from .attention import PADDINGS, Padding, SelfAttention
 from .base import Mixer, VisionModel
 from .checks import check_choice, check_heads, check_stages, check_whole
 from .parts import Mlp
+from .positions import PositionEncoding
 from .registry import register
 from .states import ChannelState, to_map
 
@@ -88,17 +87,6 @@ class ChannelAttention(Mixer):
 
     def chosen_groups(self) -> tuple[str, ...]:
         return tuple(f"head {i}" for i in range(self.heads))
-
-
-class PositionEncoding(nn.Module):
-    """x + a depthwise 3 x 3 convolution of x, on tokens (B, H, W, C)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class DualBlock(nn.Module):

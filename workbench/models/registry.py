@@ -101,7 +101,8 @@ def load_model(
         name: one of `list_models()`.
         weights: "random", drawn from `seed` as `initialise` says, the same on every device and without touching the
             global random state; "trained", the weights that ship with the workbench; or the path of a .safetensors,
-            .pth or .pt file in the layout of GSPN's release, official or timm Swin, or saved by the workbench.
+            .pth or .pt file: saved by the workbench, or in the layout of GSPN's release, of the official NAT, DiNAT or
+            CSWin, of the official or timm's Swin or DaViT, or of timm's ("tf") or torchvision's MaxViT.
         seed: of random weights.
         device: None for the GPU if there is one, else the CPU.
         backend: "auto" | "reference" | "cpu" | "triton", for every mixing layer.
