@@ -100,6 +100,11 @@ class Axis:
         """Members of a cell, which share their keys; None for the whole axis."""
         return None if self.kernel is None else self.stride
 
+    def mask(self, size: int) -> np.ndarray:
+        """(size, size) bool: True where the query (first index) reads the key."""
+        place, (first, last) = np.arange(size), self.spans(size).T[:, :, None]
+        return (place >= first) & (place <= last) & ((place[:, None] - place) % self.step == 0)
+
     def spans(self, size: int) -> np.ndarray:
         """(size, 2): the first and the last position that each query reads."""
         read = [self.keys(i, size) for i in range(size)]
@@ -136,6 +141,14 @@ class PowerAxis:
         """The positions that the query at `position` reads, in order."""
         found = [j for k in self.blocks(position // self.block) for j in range(k * self.block, (k + 1) * self.block)]
         return [j for j in found if j <= position]
+
+    def mask(self, size: int) -> np.ndarray:
+        """(size, size) bool: True where the query (first index) reads the key."""
+        place = np.arange(size)
+        block = place // self.block
+        back = block[:, None] - block
+        near = (back < self.window) | (back & (back - 1) == 0) | (block < self.sink)
+        return near & (place <= place[:, None])
 
     def spans(self, size: int) -> np.ndarray:
         """(size, 2): the first and the last position of each query's blocks that it may read."""

@@ -83,8 +83,7 @@ class Pattern:
             return self.mask(grid).sum(1).view(height, width).numpy()
         self.check(grid)
         down, across = self.on(grid)
-        rows = np.array([len(self.rows.keys(r, down)) for r in range(down)])
-        cols = np.array([len(self.cols.keys(c, across)) for c in range(across)])
+        rows, cols = self.rows.mask(down).sum(1), self.cols.mask(across).sum(1)
         return (rows[:, None] * cols[None, :]).reshape(height, width)
 
     def mask(self, grid: tuple[int, int]) -> torch.Tensor:
@@ -96,7 +95,8 @@ class Pattern:
         if self.heads:
             return torch.stack([pattern.mask(grid) for pattern in self.heads]).any(0)
         height, width = self.on(grid)
-        both = _reads(self.rows, height)[:, None, :, None] & _reads(self.cols, width)[None, :, None, :]
+        rows, cols = (torch.from_numpy(rule.mask(size)) for rule, size in ((self.rows, height), (self.cols, width)))
+        both = rows[:, None, :, None] & cols[None, :, None, :]
         if self.radius is not None:
             down, right = (_distances(size) for size in (height, width))
             both &= down[:, None, :, None] ** 2 + right[None, :, None, :] ** 2 < self.radius**2
@@ -127,14 +127,6 @@ def _extents(pattern: Pattern, grid: tuple[int, int] | None) -> tuple[int, int] 
         raise ValueError(f"The bias of {pattern.name} depends on the map: give its grid.")
     height, width = grid or (0, 0)
     return pattern.rows.extent(height), pattern.cols.extent(width)
-
-
-def _reads(rule: Rule, size: int) -> torch.Tensor:
-    """(size, size) bool: True where the query (first index) reads the key along this axis."""
-    reads = torch.zeros(size, size, dtype=torch.bool)
-    for i in range(size):
-        reads[i, list(rule.keys(i, size))] = True
-    return reads
 
 
 def _distances(size: int) -> torch.Tensor:

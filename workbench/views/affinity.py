@@ -21,7 +21,7 @@ from .figure import MosaicFigure, PhotographFigure
 from .lane import LANE, Job
 from .request import Cells, Drawing, Request, cells_of, draw, moved, picture
 from .script import python_of
-from .state import KERNELS, model_names, notebook_loop, session_document, shared_model
+from .state import KERNELS, deliverer, model_names, shared_model
 from .tables import NOT_MEASURED, WARMING, caption_html, latency_table, numbers_table, status_line
 from .text import Html
 
@@ -87,7 +87,7 @@ class AffinityView(pn.viewable.Viewer):
         self.param.watch(lambda *_: self._set_opacity(), ["opacity"])
         KERNELS.start()
         self._first_picture()
-        KERNELS.when_ready(partial(_deliverer(), self._warmed))
+        KERNELS.when_ready(partial(deliverer(), self._warmed))
 
     def __panel__(self) -> pn.viewable.Viewable:
         return pn.Row(pn.Column(*self.controls, width=290), self.body, sizing_mode="stretch_width")
@@ -155,7 +155,7 @@ class AffinityView(pn.viewable.Viewer):
         self._submit(partial(draw, self.request()), self._show)
 
     def _submit(self, run: Callable[[Job], Any], show: Callable[[Any], None], owner: str = "picture") -> None:
-        deliver = _deliverer()
+        deliver = deliverer()
         failed = partial(deliver, self._fail)
         LANE.submit((id(self), owner), Job(run, partial(deliver, show), failed))
 
@@ -326,22 +326,3 @@ def _usual_layer(model: str) -> str:
     layers = shared_model(model).layers()
     first = layers[0].name.split(".")[0]
     return [layer.name for layer in layers if layer.name.split(".")[0] == first and layer.kind != "channel"][-1]
-
-
-def _deliverer() -> Callable[..., None]:
-    """Call a function in the session that asked, or at once where there is no session (a notebook, a test)."""
-    document = session_document()
-    if document is not None:
-
-        def later(function: Callable[..., None], *args: Any) -> None:
-            document.add_next_tick_callback(partial(function, *args))
-
-        return later
-    loop = notebook_loop()
-    if loop is None:
-        return lambda function, *args: function(*args)
-
-    def in_kernel(function: Callable[..., None], *args: Any) -> None:  # a notebook draws in its kernel's own thread
-        loop.call_soon_threadsafe(function, *args)
-
-    return in_kernel

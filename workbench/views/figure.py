@@ -30,7 +30,7 @@ from .state import session_document
 Position = tuple[int, int]
 
 
-class _Patched:
+class PatchedFigure:
     """A pane whose figure is rebuilt when its layout key changes, and patched otherwise."""
 
     def __init__(self, on_tap: Callable[[float, float], None], name: str) -> None:
@@ -78,7 +78,7 @@ def boxes_data(boxes: list[tuple[float, float, float, float]]) -> dict[str, np.n
     return {"left": left, "bottom": bottom, "right": right, "top": top}
 
 
-class MosaicFigure(_Patched):
+class MosaicFigure(PatchedFigure):
     """The merged map and the groups' maps of one model; `on_query(row, col)` is called when a cell is clicked.
 
     Of a layer that attends over channels it shows the channel matrices, and a click there asks for nothing.
@@ -129,7 +129,7 @@ class MosaicFigure(_Patched):
         self._push()
 
 
-class PhotographFigure(_Patched):
+class PhotographFigure(PatchedFigure):
     """The photograph, the chosen query, and the cell under the pointer (drawn by the browser alone)."""
 
     def __init__(self, on_query: Callable[[int, int], None]) -> None:

@@ -21,11 +21,11 @@ from workbench.plots.patterns import (
     visible,
 )
 
-from .figure import _Patched, boxes_data
+from .figure import PatchedFigure, boxes_data
 from .state import session_document
 
 
-class PatternFigure(_Patched):
+class PatternFigure(PatchedFigure):
     """The reach and the keys of one query; `on_query(row, col)` is called when a cell is clicked."""
 
     def __init__(self, on_query: Callable[[int, int], None], name: str) -> None:
@@ -111,7 +111,7 @@ def show_windows_under_pointer(
     figure.js_on_event("mousemove", CustomJS(args=arguments, code=code))
 
 
-class MatrixFigure(_Patched):
+class MatrixFigure(PatchedFigure):
     """Who depends on whom; zooming aggregates the part in view again, down to single pairs."""
 
     def __init__(self, name: str) -> None:

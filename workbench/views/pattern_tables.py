@@ -5,7 +5,7 @@ import html
 import numpy as np
 import xarray as xr
 
-from .tables import _table
+from .tables import html_table
 
 #: Under every matrix.
 MATRIX = (
@@ -38,7 +38,7 @@ def numbers_table(results: list[xr.Dataset]) -> str:
     ]
     names = [r.attrs["family"] for r in results]
     style = "<style>table.numbers tbody :is(th, td) { white-space: nowrap; }</style>"
-    return style + _table(["per block", *names], rows, "numbers of the patterns") + _notes(results)
+    return style + html_table(["per block", *names], rows, "numbers of the patterns") + _notes(results)
 
 
 def _notes(results: list[xr.Dataset]) -> str:

@@ -16,7 +16,6 @@ from workbench.images import list_images
 from workbench.names import unknown
 from workbench.plots.patterns import caption, deepest
 
-from .affinity import _deliverer
 from .figure import Position
 from .lane import LANE, Job
 from .pattern_choice import NONE, WIDE, PatternChoice
@@ -24,6 +23,7 @@ from .pattern_figures import MatrixFigure, PatternFigure
 from .pattern_request import AGGREGATION, PatternDrawing, PatternRequest, draw_patterns
 from .pattern_tables import COMPILING, MATRIX, numbers_table, status_line
 from .request import same_place
+from .state import deliverer
 from .tables import caption_html
 from .text import Html
 
@@ -78,7 +78,7 @@ class PatternsView(pn.viewable.Viewer):
         self.param.watch(lambda *_: self.refresh(), drawn_from)
         self.param.watch(lambda *_: self._redraw(), ["blocks"])
         self.param.watch(lambda *_: self._set_opacity(), ["opacity"])
-        AGGREGATION.when_ready(partial(_deliverer(), self._compiled))
+        AGGREGATION.when_ready(partial(deliverer(), self._compiled))
 
     def __panel__(self) -> pn.viewable.Viewable:
         return pn.Row(pn.Column(*self.controls, width=290), self.body, sizing_mode="stretch_width")
@@ -117,7 +117,7 @@ class PatternsView(pn.viewable.Viewer):
 
     def refresh(self) -> None:
         """Ask the lane for the current picture; an older request of this page that still waits is dropped."""
-        deliver = _deliverer()
+        deliver = deliverer()
         try:
             request = self.request()
         except ValueError as error:

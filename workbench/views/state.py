@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import panel as pn
@@ -143,3 +143,22 @@ class Kernels:
 
 #: The kernels of this process.
 KERNELS = Kernels()
+
+
+def deliverer() -> Callable[..., None]:
+    """Call a function in the session that asked, or at once where there is no session (a notebook, a test)."""
+    document = session_document()
+    if document is not None:
+
+        def later(function: Callable[..., None], *args: Any) -> None:
+            document.add_next_tick_callback(partial(function, *args))
+
+        return later
+    loop = notebook_loop()
+    if loop is None:
+        return lambda function, *args: function(*args)
+
+    def in_kernel(function: Callable[..., None], *args: Any) -> None:  # a notebook draws in its kernel's own thread
+        loop.call_soon_threadsafe(function, *args)
+
+    return in_kernel

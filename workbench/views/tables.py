@@ -17,7 +17,7 @@ WARMING = (
 NOT_MEASURED = "<p>Not measured yet: nothing is timed before you ask.</p>"
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], label: str) -> str:
+def html_table(head: Iterable[str], rows: Iterable[Iterable[str]], label: str) -> str:
     """A table whose first column heads its rows."""
     top = "".join(f"<th scope='col'>{html.escape(cell)}</th>" for cell in head)
     body = ""
@@ -64,7 +64,7 @@ def numbers_table(results: list[xr.Dataset]) -> str:
                 lambda m: f"{float(m['effective_channels']):.2f} of {len(m.channel_in)}",
             ),
         ]
-    return _table(["", *(r.attrs["model"] for r in results)], rows, "numbers of the row")
+    return html_table(["", *(r.attrs["model"] for r in results)], rows, "numbers of the row")
 
 
 def _within(radius: int, merged: xr.Dataset) -> str:
@@ -127,7 +127,7 @@ def latency_table(results: list[xr.Dataset]) -> str:
         f"{float(rates['bandwidth']) / 1e9:.1f} GB/s (measured copy) and operations over "
         f"{float(rates['matmul']) / 1e9:.0f} GFLOP/s (measured fp32 matrix product)."
     )
-    return _table(head, rows, "latency on this machine") + f"<small role='status'>{html.escape(note)}</small>"
+    return html_table(head, rows, "latency on this machine") + f"<small role='status'>{html.escape(note)}</small>"
 
 
 def _time(seconds: xr.DataArray) -> str:
