@@ -128,6 +128,7 @@ def _compile(spec: dict[str, Any], target: str) -> CompiledKernel:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    spec = spec | spec.get("targets", {}).get(target, {})  # a spec may have other options for some targets
     source = ASTSource(
         fn=spec["fn"], signature=spec["signature"], constexprs=spec["constexprs"], attrs=spec.get("attrs")
     )

@@ -26,6 +26,15 @@ _C5, _C4, _C3, _C2, _C1, _C0 = (
     np.float32(c) for c in (1.98756915e-4, 1.39819995e-3, 8.33345191e-3, 4.16657959e-2, 1.66666655e-1, 5.00000012e-1)
 )
 _ONE = np.float32(1.0)
+_HALF = np.float32(0.5)
+#: Polynomial of (log(1 + m) - m + m**2 / 2) / m**3 for 1 + m from sqrt(1/2) to sqrt(2), highest first (Cephes, logf).
+_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = (
+    np.float32(c)
+    for c in (
+        7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+        -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+    )
+)  # fmt: skip
 #: Polynomial of 2**r on |r| <= 1/2, highest power first: least relative error (9e-8) among those that are 1 at 0.
 _EXP2 = (0.0013264722656, 0.0096715129912, 0.0555073358118, 0.2402224242687, 0.6931470036507, 1.0)
 
@@ -43,6 +52,26 @@ def exp32(x):
     poly = ((((_C5 * r + _C4) * r + _C3) * r + _C2) * r + _C1) * r + _C0
     two_to_n = np.int32((np.int32(n) + 127) << 23).view(np.float32)
     return (poly * (r * r) + r + _ONE) * two_to_n
+
+
+@numba.njit(fastmath={"contract"}, forceinline=True)
+def log32(x):
+    """The natural logarithm of a normal float32 x > 0, to 2 units in the last place; NaN stays NaN."""
+    bits = np.float32(x).view(np.int32)
+    exponent = (bits - np.int32(0x3F3504F3)) >> 23  # x = 2**exponent * m with m from sqrt(1/2) to sqrt(2)
+    m = np.int32(bits - (exponent << 23)).view(np.float32) - _ONE
+    poly = _L0
+    poly = poly * m + _L1
+    poly = poly * m + _L2
+    poly = poly * m + _L3
+    poly = poly * m + _L4
+    poly = poly * m + _L5
+    poly = poly * m + _L6
+    poly = poly * m + _L7
+    poly = poly * m + _L8
+    n, square = np.float32(exponent), m * m
+    found = (poly * m * square + n * _LN2_LOW) - _HALF * square + m + n * _LN2_HIGH
+    return found if x == x else x
 
 
 #: Lanes of a `vector`: a register of AVX-512, or of AVX2 (elsewhere LLVM splits it).
@@ -173,14 +202,14 @@ def exp2(typing_context, value):
 
 @intrinsic
 def prefetch(typing_context, array, index):
-    """Ask for the cache line of array[index], which may lie outside the array."""
+    """Ask for the cache line of array[index] (which may lie outside the array) in the level 2 cache."""
 
     def build(context, builder, signature, args):
         place = address(context, builder, signature.args[0], args[0], args[1], ir.IntType(8))
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, *(ir.Constant(number, n) for n in (0, 3, 1))])
+        builder.call(function, [place, *(ir.Constant(number, n) for n in (0, 2, 1))])
         return context.get_dummy_value()
 
     return types.void(array, index), build

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from kernels.vectormath import VECTOR, WIDTH, address, every_lane, lane_numbers
 
 _INDEX = ir.IntType(64)
-_jit = numba.njit(cache=True, error_model="numpy")
+_jit = numba.njit(cache=True, error_model="numpy", _nrt=False)
 
 
 def _block(rows: int, vectors: int) -> Any:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from kernels.vectormath import WIDTH
+from kernels.vectormath import WIDTH, log32
 
 from .cpu_blocks import multiply, transpose
 from .cpu_plan import LANES
@@ -94,7 +94,7 @@ def _forward_chunk(work, tensors, strides, layout, bias, lse, channels, scale, m
     for n in range(begin, end):
         image, kind = layout.items[n, 0], layout.items[n, 3]
         rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
-        soon = _next_queries(min(n + 1, end - 1), head, strides, layout, places[2])
+        soon = _next_queries(min(n + 1, end - 1), layout, places[2])
         kept = _forward_tile(
             soon,
             image, head, rows, cols, kind, kept, tensors, strides, layout, bias[head], lse[head, image],
@@ -103,19 +103,25 @@ def _forward_chunk(work, tensors, strides, layout, bias, lse, channels, scale, m
 
 
 @jit
-def _next_queries(n, head, strides, layout, places):
-    """Where the queries of the first round of item n are: how many, and the place of token 0 in every tensor."""
-    rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
-    count = min(LANES, rows[0, 1] * cols[0, 1])
-    fill_places(layout, rows[0], cols[0], QUERIES, AT_0, count, places)
-    return count, layout.items[n, 0] * strides[:, 0] + head * strides[:, 2]
+def _start(strides, n, image, head):
+    """Where tensor n holds token 0 of an image and head."""
+    return image * strides[n, 0] + head * strides[n, 2]
 
 
 @jit
-def _ask(soon, x, n, strides, places, channels):
+def _next_queries(n, layout, places):
+    """How many queries the first round of item n has, and its image."""
+    rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
+    count = min(LANES, rows[0, 1] * cols[0, 1])
+    fill_places(layout, rows[0], cols[0], QUERIES, AT_0, count, places)
+    return count, layout.items[n, 0]
+
+
+@jit
+def _ask(soon, x, n, head, strides, places, channels):
     """Prefetch tensor n at the next tile's queries."""
-    count, at = soon
-    ask_for_rows(x, at[n], strides[n, 1], places[2, 0], count, channels)
+    count, image = soon
+    ask_for_rows(x, _start(strides, n, image, head), strides[n, 1], places[2, 0], count, channels)
 
 
 @jit
@@ -123,7 +129,6 @@ def _forward_tile(
     soon, image, head, rows, cols, kind, kept, tensors, strides, layout, bias, lse, channels, depth, scale, room, places
 ):
     """One tile of queries; returns the kind whose table is in `room`, or -1."""
-    at = image * strides[:, 0] + head * strides[:, 2]
     own, other = places[0], places[1]
     queries, parts = rows[0, 1] * cols[0, 1], rows.shape[0] * cols.shape[0]
     needs_table = layout.masked or len(bias) > 0
@@ -131,7 +136,9 @@ def _forward_tile(
         count = min(LANES, queries - start)
         lanes, first = round_up(count, WIDTH), YES
         fill_places(layout, rows[0], cols[0], QUERIES, start, count, own)
-        read_rows(tensors.q, at[0], strides[0, 1], own[0], count, channels, depth, room.a)
+        read_rows(
+            tensors.q, _start(strides, np.int64(0), image, head), strides[0, 1], own[0], count, channels, depth, room.a
+        )
         transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, scale * LOG2_E)
         for part in range(parts):
             row, col = rows[part // cols.shape[0]], cols[part % cols.shape[0]]
@@ -139,28 +146,60 @@ def _forward_tile(
             for key in range(0, keys, layout.block):
                 others = min(layout.block, keys - key)
                 fill_places(layout, row, col, KEYS, key, others, other)
-                read_rows(tensors.k, at[1], strides[1, 1], other[0], others, channels, depth, room.c)
-                read_rows(tensors.v, at[2], strides[2, 1], other[0], others, channels, depth, room.d)
+                read_rows(
+                    tensors.k,
+                    _start(strides, np.int64(1), image, head),
+                    strides[1, 1],
+                    other[0],
+                    others,
+                    channels,
+                    depth,
+                    room.c,
+                )
+                read_rows(
+                    tensors.v,
+                    _start(strides, np.int64(2), image, head),
+                    strides[2, 1],
+                    other[0],
+                    others,
+                    channels,
+                    depth,
+                    room.d,
+                )
                 if needs_table and kind != kept:
                     pair_table(layout, own, other, count, others, lanes, YES, bias, room.table)
                     kept = kind if parts == 1 and queries <= LANES and others == keys else np.int64(-1)
                 if first:
-                    _ask(soon, tensors.k, 1, strides, places, channels)
+                    _ask(soon, tensors.k, np.int64(1), head, strides, places, channels)
                 _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
                 if first:
-                    _ask(soon, tensors.q, 0, strides, places, channels)
+                    _ask(soon, tensors.q, np.int64(0), head, strides, places, channels)
                 softmax_block(room.weights, others, lanes, room.peak, room.sum, room.factor, first)
                 if not first:
                     scale_rows(room.sums, depth, room.factor, count)
                 if first:
-                    _ask(soon, tensors.v, 2, strides, places, channels)
+                    _ask(soon, tensors.v, np.int64(2), head, strides, places, channels)
+                    _ask(soon, tensors.out, np.int64(3), head, strides, places, channels)
                 _mix(room.sums, first, room.weights, lanes, room.d, depth, count, others, room.nothing)
                 first = NO
-        for i in range(count):
-            lse[own[0, i]] = room.peak[i] * LN_2 + np.log(room.sum[i])
+        for i in range(lanes):
             room.factor[i] = ONE / room.sum[i]
+            room.sum[i] = room.peak[i] * LN_2 + log32(room.sum[i])
+        for i in range(count):
+            lse[own[0, i]] = room.sum[i]
         scale_rows(room.sums, depth, room.factor, count)
-        write_rows(room.sums, depth, ONE, tensors.out, at[3], strides[3, 1], own[0], count, channels, YES)
+        write_rows(
+            room.sums,
+            depth,
+            ONE,
+            tensors.out,
+            _start(strides, np.int64(3), image, head),
+            strides[3, 1],
+            own[0],
+            count,
+            channels,
+            YES,
+        )
     return kept
 
 
@@ -232,7 +271,7 @@ def _query_chunk(work, tensors, strides, layout, bias, lse, delta, dbias, wanted
         image, kind = layout.items[n, 0], layout.items[n, 3]
         rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
         last = n + 1 == end or layout.items[n + 1, 3] != kind
-        soon = _next_queries(min(n + 1, end - 1), head, strides, layout, places[2])
+        soon = _next_queries(min(n + 1, end - 1), layout, places[2])
         kept = _query_tile(
             soon,
             image, head, rows, cols, kind, kept, last, tensors, strides, layout, bias[head], lse[head, image],
@@ -246,7 +285,6 @@ def _query_tile(
     channels, depth, scale, room, places,
 ):  # fmt: skip
     """The gradients that one tile of queries gives; `last`: the next tile is of another kind."""
-    at = image * strides[:, 0] + head * strides[:, 2]
     own, other = places[0], places[1]
     want_q, want_k, want_v, want_bias = wanted
     queries, parts = rows[0, 1] * cols[0, 1], rows.shape[0] * cols.shape[0]
@@ -255,14 +293,35 @@ def _query_tile(
         count = min(LANES, queries - start)
         lanes, first = round_up(count, WIDTH), YES
         fill_places(layout, rows[0], cols[0], QUERIES, start, count, own)
-        read_rows(tensors.grad, at[4], strides[4, 1], own[0], count, channels, depth, room.b)
-        row_dots(tensors.out, at[3], strides[3, 1], room.b, depth, own[0], count, channels, room.sum)
+        read_rows(
+            tensors.grad,
+            _start(strides, np.int64(4), image, head),
+            strides[4, 1],
+            own[0],
+            count,
+            channels,
+            depth,
+            room.b,
+        )
+        row_dots(
+            tensors.out,
+            _start(strides, np.int64(3), image, head),
+            strides[3, 1],
+            room.b,
+            depth,
+            own[0],
+            count,
+            channels,
+            room.sum,
+        )
         for i in range(count):
             delta[own[0, i]] = room.sum[i]
             room.peak[i] = lse[own[0, i]] * LOG2_E
         if not (want_q or want_k or want_v or want_bias):
             continue
-        read_rows(tensors.q, at[0], strides[0, 1], own[0], count, channels, depth, room.a)
+        read_rows(
+            tensors.q, _start(strides, np.int64(0), image, head), strides[0, 1], own[0], count, channels, depth, room.a
+        )
         transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, scale * LOG2_E)
         transpose(room.b_cols, AT_0, lanes, room.b, AT_0, depth, lanes, depth, ONE)
         for part in range(parts):
@@ -272,53 +331,82 @@ def _query_tile(
                 others = min(layout.block, keys - key)
                 alone = parts == 1 and queries <= LANES and others == keys
                 fill_places(layout, row, col, KEYS, key, others, other)
-                read_rows(tensors.k, at[1], strides[1, 1], other[0], others, channels, depth, room.c)
-                read_rows(tensors.v, at[2], strides[2, 1], other[0], others, channels, depth, room.d)
+                read_rows(
+                    tensors.k,
+                    _start(strides, np.int64(1), image, head),
+                    strides[1, 1],
+                    other[0],
+                    others,
+                    channels,
+                    depth,
+                    room.c,
+                )
+                read_rows(
+                    tensors.v,
+                    _start(strides, np.int64(2), image, head),
+                    strides[2, 1],
+                    other[0],
+                    others,
+                    channels,
+                    depth,
+                    room.d,
+                )
                 if kind != kept or not alone:
                     if needs_table:
                         pair_table(layout, own, other, count, others, lanes, YES, bias, room.table)
                     room.slots[: others * lanes] = 0
                     kept = kind if alone else np.int64(-1)
                 if key == 0:
-                    _ask(soon, tensors.grad, 4, strides, places, channels)
+                    _ask(soon, tensors.grad, np.int64(4), head, strides, places, channels)
                 _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
                 if key == 0:
-                    _ask(soon, tensors.out, 3, strides, places, channels)
+                    _ask(soon, tensors.out, np.int64(3), head, strides, places, channels)
                 multiply(
                     room.dweights, AT_0, lanes, room.nothing, AT_0, AT_0, room.d, AT_0, depth, EVERY, room.b_cols,
                     AT_0, lanes,
                     others, lanes, channels,
                 )  # fmt: skip
                 if key == 0:
-                    _ask(soon, tensors.q, 0, strides, places, channels)
+                    _ask(soon, tensors.q, np.int64(0), head, strides, places, channels)
                 probabilities_and_gradient(room.weights, room.dweights, others, lanes, room.peak, room.sum)
                 if want_bias:
                     accumulate(room.dweights, room.slots, others * lanes)
                     if last or not alone:
                         add_to_bias(layout, room.slots, lanes, own, other, count, others, dbias)
                 if want_q and key == 0:
-                    _ask(soon, tensors.k, 1, strides, places, channels)
+                    _ask(soon, tensors.k, np.int64(1), head, strides, places, channels)
                 if want_q:
                     _mix(room.sums, first, room.dweights, lanes, room.c, depth, count, others, room.nothing)
                     first = NO
                 if want_v:
-                    _ask(soon, tensors.v, 2, strides, places, channels)
-                    _ask(soon, tensors.dq, 5, strides, places, channels)
+                    _ask(soon, tensors.v, np.int64(2), head, strides, places, channels)
+                    _ask(soon, tensors.dq, np.int64(5), head, strides, places, channels)
                     _mix_back(room.more_sums, room.weights, lanes, room.b, depth, count, others, room.nothing)
                     write_rows(
-                        room.more_sums, depth, ONE, tensors.dv, at[7], strides[7, 1], other[0], others, channels,
+                        room.more_sums, depth, ONE, tensors.dv, _start(strides, np.int64(7), image, head), strides[7, 1], other[0], others, channels,
                         start == 0,
                     )  # fmt: skip
                 if want_k:
-                    _ask(soon, tensors.dk, 6, strides, places, channels)
-                    _ask(soon, tensors.dv, 7, strides, places, channels)
+                    _ask(soon, tensors.dk, np.int64(6), head, strides, places, channels)
+                    _ask(soon, tensors.dv, np.int64(7), head, strides, places, channels)
                     _mix_back(room.more_sums, room.dweights, lanes, room.a, depth, count, others, room.nothing)
                     write_rows(
-                        room.more_sums, depth, scale, tensors.dk, at[6], strides[6, 1], other[0], others, channels,
+                        room.more_sums, depth, scale, tensors.dk, _start(strides, np.int64(6), image, head), strides[6, 1], other[0], others, channels,
                         start == 0,
                     )  # fmt: skip
         if want_q:
-            write_rows(room.sums, depth, scale, tensors.dq, at[5], strides[5, 1], own[0], count, channels, YES)
+            write_rows(
+                room.sums,
+                depth,
+                scale,
+                tensors.dq,
+                _start(strides, np.int64(5), image, head),
+                strides[5, 1],
+                own[0],
+                count,
+                channels,
+                YES,
+            )
     return kept
 
 
@@ -354,7 +442,6 @@ def _key_tile(
     channels, depth, scale, room, places,
 ):  # fmt: skip
     """The gradients of one tile of keys."""
-    at = image * strides[:, 0] + head * strides[:, 2]
     own, other = places[0], places[1]
     want_k, want_v = wanted[1], wanted[2]
     keys, parts = rows[0, 3] * cols[0, 3], rows.shape[0] * cols.shape[0]
@@ -363,10 +450,21 @@ def _key_tile(
         count = min(LANES, keys - start)
         lanes, first = round_up(count, WIDTH), YES
         fill_places(layout, rows[0], cols[0], KEYS, start, count, own)
-        read_rows(tensors.k, at[1], strides[1, 1], own[0], count, channels, depth, room.a)
+        read_rows(
+            tensors.k, _start(strides, np.int64(1), image, head), strides[1, 1], own[0], count, channels, depth, room.a
+        )
         transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, scale * LOG2_E)
         if want_k:
-            read_rows(tensors.v, at[2], strides[2, 1], own[0], count, channels, depth, room.b)
+            read_rows(
+                tensors.v,
+                _start(strides, np.int64(2), image, head),
+                strides[2, 1],
+                own[0],
+                count,
+                channels,
+                depth,
+                room.b,
+            )
             transpose(room.b_cols, AT_0, lanes, room.b, AT_0, depth, lanes, depth, ONE)
         for part in range(parts):
             row, col = rows[part // cols.shape[0]], cols[part % cols.shape[0]]
@@ -374,8 +472,26 @@ def _key_tile(
             for query in range(0, queries, layout.block):
                 others = min(layout.block, queries - query)
                 fill_places(layout, row, col, QUERIES, query, others, other)
-                read_rows(tensors.q, at[0], strides[0, 1], other[0], others, channels, depth, room.c)
-                read_rows(tensors.grad, at[4], strides[4, 1], other[0], others, channels, depth, room.d)
+                read_rows(
+                    tensors.q,
+                    _start(strides, np.int64(0), image, head),
+                    strides[0, 1],
+                    other[0],
+                    others,
+                    channels,
+                    depth,
+                    room.c,
+                )
+                read_rows(
+                    tensors.grad,
+                    _start(strides, np.int64(4), image, head),
+                    strides[4, 1],
+                    other[0],
+                    others,
+                    channels,
+                    depth,
+                    room.d,
+                )
                 if needs_table and kind != kept:
                     pair_table(layout, own, other, count, others, lanes, NO, bias, room.table)
                     kept = kind if parts == 1 and keys <= LANES and others == queries else np.int64(-1)
@@ -394,7 +510,29 @@ def _key_tile(
                     _mix(room.sums, first, room.weights, lanes, room.d, depth, count, others, room.nothing)
                 first = NO
         if want_k:
-            write_rows(room.more_sums, depth, scale, tensors.dk, at[6], strides[6, 1], own[0], count, channels, YES)
+            write_rows(
+                room.more_sums,
+                depth,
+                scale,
+                tensors.dk,
+                _start(strides, np.int64(6), image, head),
+                strides[6, 1],
+                own[0],
+                count,
+                channels,
+                YES,
+            )
         if want_v:
-            write_rows(room.sums, depth, ONE, tensors.dv, at[7], strides[7, 1], own[0], count, channels, YES)
+            write_rows(
+                room.sums,
+                depth,
+                ONE,
+                tensors.dv,
+                _start(strides, np.int64(7), image, head),
+                strides[7, 1],
+                own[0],
+                count,
+                channels,
+                YES,
+            )
     return kept

@@ -27,7 +27,8 @@ from kernels.vectormath import (
 
 from .cpu_plan import LANES
 
-jit = numba.njit(cache=True, fastmath={"contract"}, error_model="numpy")
+#: Without counting references, which would be an atomic operation for every array of every call: nothing is allocated.
+jit = numba.njit(cache=True, fastmath={"contract"}, error_model="numpy", _nrt=False)
 
 LOG2_E, LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 ONE, ZERO = np.float32(1), np.float32(0)
@@ -197,7 +198,7 @@ def pair_table(layout, own, other, count, others, lanes, own_is_query, bias, tab
         else:
             sign = 1 if own_is_query else -1
             start = layout.centre - sign * other[3, j]
-            _read_bias(bias, own[3], np.int64(sign), start, row)
+            _read_bias(bias, own[3], np.int32(sign), np.int32(start), layout.masked, row)
         if layout.masked and own_is_query:
             _forbid(row, other[1, j], other[2, j], own[4], own[5], own[6], own[7])
         elif layout.masked:
@@ -225,11 +226,18 @@ def _forbid_outside(row, r, c, top, bottom, left, right):
 
 
 @jit
-def _read_bias(bias, place, sign, start, row):
-    """row[i] = the bias at start + sign * place[i], in units of log 2; anywhere in it for a pair that is not read."""
-    last = len(bias) - 1
-    for i in range(len(row)):
-        row[i] = LOG2_E * bias[np.uint64(min(max(start + sign * place[i], 0), last))]
+def _read_bias(bias, place, sign, start, masked, row):
+    """row[i] = the bias at start + sign * place[i], in units of log 2; if masked, anywhere in it for unread pairs."""
+    last = np.int32(len(bias) - 1)
+    if masked:
+        for i in range(len(row)):
+            row[i] = LOG2_E * bias[np.uint64(min(max(start + sign * place[i], np.int32(0)), last))]
+    elif sign > 0:
+        for i in range(len(row)):
+            row[i] = LOG2_E * bias[np.uint32(start + place[i])]
+    else:
+        for i in range(len(row)):
+            row[i] = LOG2_E * bias[np.uint32(start - place[i])]
 
 
 @jit
@@ -243,15 +251,19 @@ def _nearest_bias(layout, query, i, key, j):
 @jit
 def add_to_bias(layout, gradients, lanes, own, other, count, others, bias):
     """The transpose of `pair_table` for tiles of queries: bias[pair] += gradients[pair]."""
-    place = own[3]
+    place, last = own[3], np.int32(2 * layout.centre)
     for j in range(others):
         row = gradients[j * lanes : j * lanes + count]
-        start = layout.centre - other[3, j]
-        for i in range(count):
-            if layout.outgrown:
+        start = np.int32(layout.centre - other[3, j])
+        if layout.outgrown:
+            for i in range(count):
                 bias[_nearest_bias(layout, own, i, other, j)] += row[i]
-            else:
-                bias[np.uint64(min(max(start + place[i], 0), 2 * layout.centre))] += row[i]
+        elif layout.masked:
+            for i in range(count):
+                bias[np.uint64(min(max(start + place[i], np.int32(0)), last))] += row[i]
+        else:
+            for i in range(count):
+                bias[np.uint32(start + place[i])] += row[i]
 
 
 @jit

@@ -8,16 +8,12 @@ import numpy as np
 import torch
 import triton
 
-from .gpu_backward import bias_kernel, delta_kernel, key_value_kernel, query_kernel
-from .gpu_forward import forward_kernel
+from .gpu_backward import bias_kernel, key_value_kernel
 from .gpu_plans import Arrangement, arrange
 from .gpu_window import window_kernel
 from .parts import Attention
 from .pattern import Pattern
 from .tiles import Side
-
-#: Every kernel of this operator.
-KERNELS = (forward_kernel, window_kernel, delta_kernel, query_kernel, key_value_kernel, bias_kernel)
 
 
 class Call:
@@ -62,7 +58,7 @@ class Call:
     def launch(self, kernel: Any, programs: int, **more: Any) -> None:
         """Run so many programs for every head, with arguments besides those of the call."""
         values = self.values | more
-        fixed, warps = options(kernel, values, self.single)
+        fixed, warps = options(kernel, values, self.single, multiplies_in_groups(self.device))
         arguments = {name: (values | fixed)[name] for name in kernel.arg_names}
         # Triton launches on the current device, which need not be the tensors'.
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
@@ -83,10 +79,17 @@ def tables(
     return {name: torch.tensor(table, device=device) for name, table in found.items()}
 
 
-def options(kernel: Any, values: dict[str, Any], single: bool) -> tuple[dict[str, int], int]:
-    """The compile-time options of a kernel, besides what describes its tiles, and its warps."""
-    # Loops that carry two tiles of sums, or a large one, have no registers to spare for tiles on their way.
-    stages = 1 if kernel in (key_value_kernel, bias_kernel) or (single and kernel is window_kernel) else 2
+def options(kernel: Any, values: dict[str, Any], single: bool, grouped: bool) -> tuple[dict[str, int], int]:
+    """The compile-time options of a kernel, besides what describes its tiles, and its warps; `grouped` as below."""
+    # Loops that carry two tiles of sums, or a large one, have no registers to spare for tiles on their way; nor has any
+    # 16-bit loop where products are not made by groups of warps.
+    carries = kernel in (key_value_kernel, bias_kernel) or (single and kernel is window_kernel)
+    stages = 1 if carries or not (single or grouped) else 2
     # A product of 64 rows occupies one group of four warps; further ones would only repeat it.
-    heavy = single or values["BLOCK_D"] > 64 or kernel is bias_kernel
+    heavy = single or values["BLOCK_D"] > 64 or kernel is bias_kernel or not grouped
     return {"STAGES": stages}, 8 if heavy else 4
+
+
+def multiplies_in_groups(device: torch.device) -> bool:
+    """Whether four warps make a matrix product together, as on sm_90; AMD's wide warps (gfx942 is 9.4) count too."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9

@@ -13,6 +13,8 @@ from .pattern import Pattern
 GENERAL = (forward_kernel, query_kernel, key_value_kernel, bias_kernel)
 NO_BIAS = GENERAL[:-1]
 MAP = (56, 56)
+#: Targets that do not multiply in groups of warps (gpu_launch.multiplies_in_groups).
+UNGROUPED = ("sm_80", "sm_100", "sm_120")
 
 
 class Case(NamedTuple):
@@ -55,8 +57,9 @@ def _spec(case: Case, kernel: Any, storage: str) -> dict[str, Any]:
         "HAS_BIAS": case.kernels != NO_BIAS,
         "WANT_K": True, "WANT_V": True, "WANT_BIAS": True,
     }  # fmt: skip
-    fixed, warps = options(kernel, constants, single)
+    (fixed, warps), (other, other_warps) = (options(kernel, constants, single, grouped) for grouped in (True, False))
     constants = {name: value for name, value in (constants | fixed).items() if name in kernel.arg_names}
+    ungrouped = {"num_warps": other_warps, "constexprs": constants | {n: other[n] for n in other if n in constants}}
     signature = {name: "constexpr" if name in constants else _type(name, storage) for name in kernel.arg_names}
     strides = ("sb", "sr", "sc", "sh", "kb", "kr", "kc", "kh", "so")
     aligned = [i for i, (name, type_) in enumerate(signature.items()) if type_[0] == "*" or name in strides]
@@ -68,6 +71,7 @@ def _spec(case: Case, kernel: Any, storage: str) -> dict[str, Any]:
         "constexprs": constants,
         "attrs": {(i,): [["tt.divisibility", 16]] for i in aligned},
         "num_warps": warps,
+        "targets": dict.fromkeys(UNGROUPED, ungrouped),
     }
 
 

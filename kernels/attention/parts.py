@@ -40,9 +40,9 @@ class Engine(Protocol):
     """What cpu.py and gpu.py implement: one pattern without head groups, keys on one grid.
 
     q, out, grad and gradients.q are (B, H, W, heads, d); k, v and their gradients (B, KH, KW, heads, d), where the key
-    grid differs from the queries' only if the pattern reads all of it. The tensors may be views, with channels next to
-    each other; out, grad and the gradients are contiguous but for the axis of heads, which may be a slice of a longer
-    one. lse (heads, B, H, W) is contiguous.
+    grid differs from the queries' only if the pattern reads all of it. q, k and v may be views with any strides; out,
+    grad and the gradients are contiguous but for the axis of heads, which may be a slice of a longer one. lse (heads,
+    B, H, W) is contiguous.
     """
 
     def attend(

@@ -5,6 +5,7 @@ A query at (r, c) reads every (row, col) whose row the row rule allows and whose
 The patterns of the published models are made by the functions in family.py.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,12 +80,14 @@ class Pattern:
     def count(self, grid: tuple[int, int]) -> np.ndarray:
         """How many keys each query reads: an (H, W) array of whole numbers."""
         height, width = grid
-        if self.heads or self.radius is not None:
+        if self.heads:
             return self.mask(grid).sum(1).view(height, width).numpy()
         self.check(grid)
         down, across = self.on(grid)
-        rows, cols = self.rows.mask(down).sum(1), self.cols.mask(across).sum(1)
-        return (rows[:, None] * cols[None, :]).reshape(height, width)
+        rows, cols = self.rows.mask(down), self.cols.mask(across)
+        if self.radius is not None:
+            return _count_near(rows, cols, self.radius).reshape(height, width)
+        return (rows.sum(1)[:, None] * cols.sum(1)[None, :]).reshape(height, width)
 
     def mask(self, grid: tuple[int, int]) -> torch.Tensor:
         """The whole relation for small grids: (N, N) bool, N = H * W, True where the query (first index) reads the key.
@@ -127,6 +130,17 @@ def _extents(pattern: Pattern, grid: tuple[int, int] | None) -> tuple[int, int] 
         raise ValueError(f"The bias of {pattern.name} depends on the map: give its grid.")
     height, width = grid or (0, 0)
     return pattern.rows.extent(height), pattern.cols.extent(width)
+
+
+def _count_near(rows: np.ndarray, cols: np.ndarray, radius: int) -> np.ndarray:
+    """How many of the keys that the masks of the axes allow are nearer than the radius: (rows, cols), for each query."""
+    down, right = (_distances(len(mask)).numpy() for mask in (rows, cols))
+    count = np.zeros((len(rows), len(cols)), np.int64)
+    for distance in range(1 - radius, radius):
+        reach = math.isqrt(radius**2 - 1 - distance**2)
+        exists = (rows & (down == distance)).any(1)
+        count += exists[:, None] * (cols & (abs(right) <= reach)).sum(1)[None, :]
+    return count
 
 
 def _distances(size: int) -> torch.Tensor:

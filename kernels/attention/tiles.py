@@ -111,7 +111,7 @@ def _lengths(rule: Rule, size: int) -> list[int]:
     longest = min(LONGEST, size)
     if rule.kernel is None:
         return sorted({min(2**n, longest) for n in range(LONGEST.bit_length())})
-    return [rule.stride * n for n in range(1, max(1, longest // rule.stride) + 1)]
+    return [rule.stride * n for n in range(1, -(-longest // rule.stride) + 1)]
 
 
 def _whole(size: int, keys: int, length: int, side: Side) -> Tiles:
