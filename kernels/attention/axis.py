@@ -100,6 +100,11 @@ class Axis:
         """Members of a cell, which share their keys; None for the whole axis."""
         return None if self.kernel is None else self.stride
 
+    def counts(self, size: int) -> np.ndarray:
+        """(size,): how many positions each query reads."""
+        first, last = self.spans(size).T
+        return (last - first) // self.step + 1
+
     def mask(self, size: int) -> np.ndarray:
         """(size, size) bool: True where the query (first index) reads the key."""
         place, (first, last) = np.arange(size), self.spans(size).T[:, :, None]
@@ -141,6 +146,12 @@ class PowerAxis:
         """The positions that the query at `position` reads, in order."""
         found = [j for k in self.blocks(position // self.block) for j in range(k * self.block, (k + 1) * self.block)]
         return [j for j in found if j <= position]
+
+    def counts(self, size: int) -> np.ndarray:
+        """(size,): how many positions each query reads: its own block up to itself, the others whole."""
+        block, within = np.divmod(np.arange(size), self.block)
+        others = np.array([len(self.blocks(b)) - 1 for b in range(-(-size // self.block))])
+        return others[block] * self.block + within + 1
 
     def mask(self, size: int) -> np.ndarray:
         """(size, size) bool: True where the query (first index) reads the key."""

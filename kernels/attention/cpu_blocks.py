@@ -7,10 +7,16 @@ from typing import Any
 
 import llvmlite.ir as ir
 import numba
+import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
 from kernels.vectormath import VECTOR, WIDTH, address, every_lane, lane_numbers
+
+from .cpu_plan import LANES
+
+#: Typed, because numba compiles a function anew for every literal it is given.
+AT_0, EVERY = np.int64(0), np.int64(1)
 
 _INDEX = ir.IntType(64)
 _jit = numba.njit(cache=True, error_model="numpy", _nrt=False)
@@ -140,3 +146,28 @@ def transpose(c, c_at, c_row, a, a_at, a_row, rows, cols, factor):
     for i in range(0, rows, WIDTH):
         for j in range(0, cols, WIDTH):
             _transpose_square(c, c_at + j * c_row + i, c_row, a, a_at + i * a_row + j, a_row, factor)
+
+
+@_jit
+def products(other, depth, cols, start, pitch, others, lanes, channels, weights):
+    """weights[j, i] = start[j * pitch + i] + other[j] . own[i]; cols: the own side as columns."""
+    multiply(
+        weights, AT_0, lanes, start, AT_0, pitch, other, AT_0, depth, EVERY, cols, AT_0, lanes, others, lanes, channels
+    )
+
+
+@_jit
+def mix(sums, fresh, weights, lanes, other, depth, count, others, nothing):
+    """sums[i] (+)= sum over the other side of weights[j, i] other[j]; fresh: =, not +=."""
+    for c in range(0, depth, LANES):
+        some = min(LANES, depth - c)
+        start, at, pitch = (nothing, AT_0, AT_0) if fresh else (sums, c, depth)
+        multiply(sums, c, depth, start, at, pitch, weights, AT_0, EVERY, lanes, other, c, depth, count, some, others)
+
+
+@_jit
+def mix_back(sums, weights, lanes, own, depth, count, others, nothing):
+    """sums[j] = sum over the own side of weights[j, i] own[i]."""
+    for c in range(0, depth, LANES):
+        some = min(LANES, depth - c)
+        multiply(sums, c, depth, nothing, AT_0, AT_0, weights, AT_0, lanes, EVERY, own, c, depth, others, some, count)

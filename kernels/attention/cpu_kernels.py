@@ -7,7 +7,7 @@ keys and values; otherwise tiles of keys do, in a pass of their own.
 
 Items run in chunks, of one head each, kind by kind (cpu_plan.py): what is added to the logits is made once for every
 kind, and the gradients of the bias are summed by kind before they are sorted by distance. Chunks do not depend on the
-number of threads, so neither does the result.
+number of threads, so neither does the result. While a tile is computed, what the next one needs is asked for.
 """
 
 from typing import NamedTuple
@@ -17,11 +17,9 @@ import numpy as np
 
 from kernels.vectormath import WIDTH, log32
 
-from .cpu_blocks import multiply, transpose
-from .cpu_plan import LANES
+from .cpu_blocks import AT_0, EVERY, mix, mix_back, products, transpose
+from .cpu_plan import LANES, Layout
 from .cpu_tables import (
-    AT_0,
-    EVERY,
     KEYS,
     LN_2,
     LOG2_E,
@@ -29,6 +27,8 @@ from .cpu_tables import (
     ONE,
     QUERIES,
     YES,
+    Room,
+    Tokens,
     accumulate,
     add_to_bias,
     ask_for_rows,
@@ -63,18 +63,33 @@ class Tensors(NamedTuple):
     dv: np.ndarray
 
 
-@_parallel
-def forward_kernel(tensors, strides, layout, bias, lse, channels, scale, scratch, places):
-    """Write out and lse (heads, B, N).
+class Head(NamedTuple):
+    """One head of one image of `Tensors`."""
 
-    strides (tensor, 3) over image, token and head. bias (heads, entries). scratch (threads, floats), places (threads,
-    2, 8, n).
+    q: Tokens
+    k: Tokens
+    v: Tokens
+    out: Tokens
+    grad: Tokens
+    dq: Tokens
+    dk: Tokens
+    dv: Tokens
+
+
+class Task(NamedTuple):
+    """What all tiles of a chunk have in common. own, other, ahead: places (cpu_tables.fill_places) of the tile's own
+    and its other side, and of the next tile's queries.
     """
-    for work in numba.prange(lse.shape[0] * layout.chunks):
-        thread = numba.get_thread_id()
-        _forward_chunk(
-            np.int64(work), tensors, strides, layout, bias, lse, channels, scale, scratch[thread], places[thread]
-        )
+
+    layout: Layout
+    room: Room
+    own: np.ndarray
+    other: np.ndarray
+    ahead: np.ndarray
+    bias: np.ndarray
+    channels: int
+    depth: int
+    scale: float
 
 
 @jit
@@ -86,101 +101,98 @@ def _chunk(work, layout):
 
 
 @jit
-def _forward_chunk(work, tensors, strides, layout, bias, lse, channels, scale, memory, places):
-    head, begin, end = _chunk(work, layout)
+def _task(layout, bias, channels, scale, memory, places):
     depth = round_up(channels, WIDTH)
     room = cut_room(memory, depth, layout.lanes, layout.block)
+    return Task(layout, room, places[0], places[1], places[2], bias, channels, depth, scale)
+
+
+@jit
+def _tokens(memory, strides, image, head):
+    return Tokens(memory, image * strides[0] + head * strides[2], strides[1])
+
+
+@jit
+def _head(tensors, strides, image, head):
+    """The tensors of one head; strides (tensor, 3) over image, token and head."""
+    q, k = _tokens(tensors.q, strides[0], image, head), _tokens(tensors.k, strides[1], image, head)
+    v, out = _tokens(tensors.v, strides[2], image, head), _tokens(tensors.out, strides[3], image, head)
+    grad, dq = _tokens(tensors.grad, strides[4], image, head), _tokens(tensors.dq, strides[5], image, head)
+    dk, dv = _tokens(tensors.dk, strides[6], image, head), _tokens(tensors.dv, strides[7], image, head)
+    return Head(q, k, v, out, grad, dq, dk, dv)
+
+
+@jit
+def _look_ahead(task, n):
+    """Fill in the places of the first queries of item n; returns how many there are."""
+    rows, cols = task.layout.rows[task.layout.items[n, 1]], task.layout.cols[task.layout.items[n, 2]]
+    count = min(LANES, rows[0, 1] * cols[0, 1])
+    fill_places(task.layout, rows[0], cols[0], QUERIES, AT_0, count, task.ahead)
+    return count
+
+
+@_parallel
+def forward_kernel(tensors, strides, layout, bias, lse, channels, scale, scratch, places):
+    """Write out and lse (heads, B, N).
+
+    strides (tensor, 3) over image, token and head. bias (heads, entries). scratch (threads, floats), places (threads,
+    3, 8, n).
+    """
+    for work in numba.prange(lse.shape[0] * layout.chunks):
+        thread = numba.get_thread_id()
+        _forward_chunk(
+            np.int64(work), tensors, strides, layout, bias, lse, channels, scale, scratch[thread], places[thread]
+        )
+
+
+@jit
+def _forward_chunk(work, tensors, strides, layout, bias, lse, channels, scale, memory, places):
+    head, begin, end = _chunk(work, layout)
+    task = _task(layout, bias[head], channels, scale, memory, places)
     kept = np.int64(-1)
     for n in range(begin, end):
-        image, kind = layout.items[n, 0], layout.items[n, 3]
-        rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
-        soon = _next_queries(min(n + 1, end - 1), layout, places[2])
-        kept = _forward_tile(
-            soon,
-            image, head, rows, cols, kind, kept, tensors, strides, layout, bias[head], lse[head, image],
-            channels, depth, scale, room, places,
-        )  # fmt: skip
+        image, following = layout.items[n, 0], min(n + 1, end - 1)
+        now = _head(tensors, strides, image, head)
+        soon = _head(tensors, strides, layout.items[following, 0], head)
+        kept = _forward_tile(task, now, soon, _look_ahead(task, following), layout.items[n], kept, lse[head, image])
 
 
 @jit
-def _start(strides, n, image, head):
-    """Where tensor n holds token 0 of an image and head."""
-    return image * strides[n, 0] + head * strides[n, 2]
-
-
-@jit
-def _next_queries(n, layout, places):
-    """How many queries the first round of item n has, and its image."""
-    rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
-    count = min(LANES, rows[0, 1] * cols[0, 1])
-    fill_places(layout, rows[0], cols[0], QUERIES, AT_0, count, places)
-    return count, layout.items[n, 0]
-
-
-@jit
-def _ask(soon, x, n, head, strides, places, channels):
-    """Prefetch tensor n at the next tile's queries."""
-    count, image = soon
-    ask_for_rows(x, _start(strides, n, image, head), strides[n, 1], places[2, 0], count, channels)
-
-
-@jit
-def _forward_tile(
-    soon, image, head, rows, cols, kind, kept, tensors, strides, layout, bias, lse, channels, depth, scale, room, places
-):
-    """One tile of queries; returns the kind whose table is in `room`, or -1."""
-    own, other = places[0], places[1]
+def _forward_tile(task, head, soon, ahead, item, kept, lse):
+    """One tile of queries; `kept`: the kind whose table is in the room, or -1; returns what is there afterwards."""
+    layout, room, own, other, channels, depth = task.layout, task.room, task.own, task.other, task.channels, task.depth
+    rows, cols, kind = layout.rows[item[1]], layout.cols[item[2]], item[3]
     queries, parts = rows[0, 1] * cols[0, 1], rows.shape[0] * cols.shape[0]
-    needs_table = layout.masked or len(bias) > 0
-    for start in range(0, queries, LANES):
-        count = min(LANES, queries - start)
+    needs_table = layout.masked or len(task.bias) > 0
+    start, pitch = (room.table, EVERY) if needs_table else (room.nothing, AT_0)
+    for query in range(0, queries, LANES):
+        count = min(LANES, queries - query)
         lanes, first = round_up(count, WIDTH), YES
-        fill_places(layout, rows[0], cols[0], QUERIES, start, count, own)
-        read_rows(
-            tensors.q, _start(strides, np.int64(0), image, head), strides[0, 1], own[0], count, channels, depth, room.a
-        )
-        transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, scale * LOG2_E)
+        fill_places(layout, rows[0], cols[0], QUERIES, query, count, own)
+        read_rows(head.q, own[0], count, channels, depth, room.a)
+        transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, task.scale * LOG2_E)
         for part in range(parts):
             row, col = rows[part // cols.shape[0]], cols[part % cols.shape[0]]
             keys = row[3] * col[3]
             for key in range(0, keys, layout.block):
                 others = min(layout.block, keys - key)
                 fill_places(layout, row, col, KEYS, key, others, other)
-                read_rows(
-                    tensors.k,
-                    _start(strides, np.int64(1), image, head),
-                    strides[1, 1],
-                    other[0],
-                    others,
-                    channels,
-                    depth,
-                    room.c,
-                )
-                read_rows(
-                    tensors.v,
-                    _start(strides, np.int64(2), image, head),
-                    strides[2, 1],
-                    other[0],
-                    others,
-                    channels,
-                    depth,
-                    room.d,
-                )
+                read_rows(head.k, other[0], others, channels, depth, room.c)
+                read_rows(head.v, other[0], others, channels, depth, room.d)
                 if needs_table and kind != kept:
-                    pair_table(layout, own, other, count, others, lanes, YES, bias, room.table)
+                    pair_table(layout, own, other, count, others, lanes, YES, task.bias, room.table)
                     kept = kind if parts == 1 and queries <= LANES and others == keys else np.int64(-1)
                 if first:
-                    _ask(soon, tensors.k, np.int64(1), head, strides, places, channels)
-                _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
-                if first:
-                    _ask(soon, tensors.q, np.int64(0), head, strides, places, channels)
+                    ask_for_rows(soon.k, task.ahead[0], ahead, channels)
+                    ask_for_rows(soon.q, task.ahead[0], ahead, channels)
+                products(room.c, depth, room.a_cols, start, pitch * lanes, others, lanes, channels, room.weights)
                 softmax_block(room.weights, others, lanes, room.peak, room.sum, room.factor, first)
-                if not first:
-                    scale_rows(room.sums, depth, room.factor, count)
                 if first:
-                    _ask(soon, tensors.v, np.int64(2), head, strides, places, channels)
-                    _ask(soon, tensors.out, np.int64(3), head, strides, places, channels)
-                _mix(room.sums, first, room.weights, lanes, room.d, depth, count, others, room.nothing)
+                    ask_for_rows(soon.v, task.ahead[0], ahead, channels)
+                    ask_for_rows(soon.out, task.ahead[0], ahead, channels)
+                else:
+                    scale_rows(room.sums, depth, room.factor, count)
+                mix(room.sums, first, room.weights, lanes, room.d, depth, count, others, room.nothing)
                 first = NO
         for i in range(lanes):
             room.factor[i] = ONE / room.sum[i]
@@ -188,60 +200,8 @@ def _forward_tile(
         for i in range(count):
             lse[own[0, i]] = room.sum[i]
         scale_rows(room.sums, depth, room.factor, count)
-        write_rows(
-            room.sums,
-            depth,
-            ONE,
-            tensors.out,
-            _start(strides, np.int64(3), image, head),
-            strides[3, 1],
-            own[0],
-            count,
-            channels,
-            YES,
-        )
+        write_rows(room.sums, ONE, head.out, own[0], count, channels, depth, YES)
     return kept
-
-
-@jit
-def _logits(other, depth, cols, needs_table, room, others, lanes, channels):
-    """weights[j, i] = other[j] . own[i], and what the table adds."""
-    start, pitch = (room.table, lanes) if needs_table else (room.nothing, AT_0)
-    multiply(
-        room.weights,
-        AT_0,
-        lanes,
-        start,
-        AT_0,
-        pitch,
-        other,
-        AT_0,
-        depth,
-        EVERY,
-        cols,
-        AT_0,
-        lanes,
-        others,
-        lanes,
-        channels,
-    )
-
-
-@jit
-def _mix(sums, fresh, weights, lanes, other, depth, count, others, nothing):
-    """sums[i] (+)= sum over the other side of weights[j, i] other[j]; fresh: =, not +=."""
-    for c in range(0, depth, LANES):
-        some = min(LANES, depth - c)
-        start, at, pitch = (nothing, AT_0, AT_0) if fresh else (sums, c, depth)
-        multiply(sums, c, depth, start, at, pitch, weights, AT_0, EVERY, lanes, other, c, depth, count, some, others)
-
-
-@jit
-def _mix_back(sums, weights, lanes, own, depth, count, others, nothing):
-    """sums[j] = sum over the own side of weights[j, i] own[i]."""
-    for c in range(0, depth, LANES):
-        some = min(LANES, depth - c)
-        multiply(sums, c, depth, nothing, AT_0, AT_0, weights, AT_0, lanes, EVERY, own, c, depth, others, some, count)
 
 
 @_parallel
@@ -261,68 +221,41 @@ def query_kernel(tensors, strides, layout, bias, lse, delta, dbias, wanted, chan
 @jit
 def _query_chunk(work, tensors, strides, layout, bias, lse, delta, dbias, wanted, channels, scale, memory, places):
     head, begin, end = _chunk(work, layout)
-    depth = round_up(channels, WIDTH)
-    room = cut_room(memory, depth, layout.lanes, layout.block)
-    own_dbias = dbias[work if wanted[3] else 0]
+    task = _task(layout, bias[head], channels, scale, memory, places)
+    partial = dbias[work if wanted[3] else 0]
     if wanted[3]:
-        own_dbias[:] = 0
+        partial[:] = 0
     kept = np.int64(-1)
     for n in range(begin, end):
-        image, kind = layout.items[n, 0], layout.items[n, 3]
-        rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
-        last = n + 1 == end or layout.items[n + 1, 3] != kind
-        soon = _next_queries(min(n + 1, end - 1), layout, places[2])
+        image, following = layout.items[n, 0], min(n + 1, end - 1)
+        now = _head(tensors, strides, image, head)
+        soon = _head(tensors, strides, layout.items[following, 0], head)
+        last = n + 1 == end or layout.items[following, 3] != layout.items[n, 3]
         kept = _query_tile(
-            soon,
-            image, head, rows, cols, kind, kept, last, tensors, strides, layout, bias[head], lse[head, image],
-            delta[head, image], own_dbias, wanted, channels, depth, scale, room, places,
+            task, now, soon, _look_ahead(task, following), layout.items[n], kept, last,
+            lse[head, image], delta[head, image], partial, wanted,
         )  # fmt: skip
 
 
 @jit
-def _query_tile(
-    soon, image, head, rows, cols, kind, kept, last, tensors, strides, layout, bias, lse, delta, dbias, wanted,
-    channels, depth, scale, room, places,
-):  # fmt: skip
+def _query_tile(task, head, soon, ahead, item, kept, last, lse, delta, dbias, wanted):
     """The gradients that one tile of queries gives; `last`: the next tile is of another kind."""
-    own, other = places[0], places[1]
-    want_q, want_k, want_v, want_bias = wanted
+    layout, room, own, other, channels, depth = task.layout, task.room, task.own, task.other, task.channels, task.depth
+    rows, cols, kind = layout.rows[item[1]], layout.cols[item[2]], item[3]
     queries, parts = rows[0, 1] * cols[0, 1], rows.shape[0] * cols.shape[0]
-    needs_table = layout.masked or len(bias) > 0
-    for start in range(0, queries, LANES):
-        count = min(LANES, queries - start)
+    for query in range(0, queries, LANES):
+        count, fresh = min(LANES, queries - query), query == 0
         lanes, first = round_up(count, WIDTH), YES
-        fill_places(layout, rows[0], cols[0], QUERIES, start, count, own)
-        read_rows(
-            tensors.grad,
-            _start(strides, np.int64(4), image, head),
-            strides[4, 1],
-            own[0],
-            count,
-            channels,
-            depth,
-            room.b,
-        )
-        row_dots(
-            tensors.out,
-            _start(strides, np.int64(3), image, head),
-            strides[3, 1],
-            room.b,
-            depth,
-            own[0],
-            count,
-            channels,
-            room.sum,
-        )
+        fill_places(layout, rows[0], cols[0], QUERIES, query, count, own)
+        read_rows(head.grad, own[0], count, channels, depth, room.b)
+        row_dots(head.out, room.b, own[0], count, channels, depth, room.sum)
         for i in range(count):
             delta[own[0, i]] = room.sum[i]
             room.peak[i] = lse[own[0, i]] * LOG2_E
-        if not (want_q or want_k or want_v or want_bias):
+        if not (wanted[0] or wanted[1] or wanted[2] or wanted[3]):
             continue
-        read_rows(
-            tensors.q, _start(strides, np.int64(0), image, head), strides[0, 1], own[0], count, channels, depth, room.a
-        )
-        transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, scale * LOG2_E)
+        read_rows(head.q, own[0], count, channels, depth, room.a)
+        transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, task.scale * LOG2_E)
         transpose(room.b_cols, AT_0, lanes, room.b, AT_0, depth, lanes, depth, ONE)
         for part in range(parts):
             row, col = rows[part // cols.shape[0]], cols[part % cols.shape[0]]
@@ -331,83 +264,52 @@ def _query_tile(
                 others = min(layout.block, keys - key)
                 alone = parts == 1 and queries <= LANES and others == keys
                 fill_places(layout, row, col, KEYS, key, others, other)
-                read_rows(
-                    tensors.k,
-                    _start(strides, np.int64(1), image, head),
-                    strides[1, 1],
-                    other[0],
-                    others,
-                    channels,
-                    depth,
-                    room.c,
-                )
-                read_rows(
-                    tensors.v,
-                    _start(strides, np.int64(2), image, head),
-                    strides[2, 1],
-                    other[0],
-                    others,
-                    channels,
-                    depth,
-                    room.d,
-                )
+                read_rows(head.k, other[0], others, channels, depth, room.c)
+                read_rows(head.v, other[0], others, channels, depth, room.d)
                 if kind != kept or not alone:
-                    if needs_table:
-                        pair_table(layout, own, other, count, others, lanes, YES, bias, room.table)
+                    if layout.masked or len(task.bias) > 0:
+                        pair_table(layout, own, other, count, others, lanes, YES, task.bias, room.table)
                     room.slots[: others * lanes] = 0
                     kept = kind if alone else np.int64(-1)
-                if key == 0:
-                    _ask(soon, tensors.grad, np.int64(4), head, strides, places, channels)
-                _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
-                if key == 0:
-                    _ask(soon, tensors.out, np.int64(3), head, strides, places, channels)
-                multiply(
-                    room.dweights, AT_0, lanes, room.nothing, AT_0, AT_0, room.d, AT_0, depth, EVERY, room.b_cols,
-                    AT_0, lanes,
-                    others, lanes, channels,
-                )  # fmt: skip
-                if key == 0:
-                    _ask(soon, tensors.q, np.int64(0), head, strides, places, channels)
-                probabilities_and_gradient(room.weights, room.dweights, others, lanes, room.peak, room.sum)
-                if want_bias:
+                _logits_gradient(task, soon, ahead, count, others, lanes, first)
+                if wanted[3]:
                     accumulate(room.dweights, room.slots, others * lanes)
                     if last or not alone:
                         add_to_bias(layout, room.slots, lanes, own, other, count, others, dbias)
-                if want_q and key == 0:
-                    _ask(soon, tensors.k, np.int64(1), head, strides, places, channels)
-                if want_q:
-                    _mix(room.sums, first, room.dweights, lanes, room.c, depth, count, others, room.nothing)
-                    first = NO
-                if want_v:
-                    _ask(soon, tensors.v, np.int64(2), head, strides, places, channels)
-                    _ask(soon, tensors.dq, np.int64(5), head, strides, places, channels)
-                    _mix_back(room.more_sums, room.weights, lanes, room.b, depth, count, others, room.nothing)
-                    write_rows(
-                        room.more_sums, depth, ONE, tensors.dv, _start(strides, np.int64(7), image, head), strides[7, 1], other[0], others, channels,
-                        start == 0,
-                    )  # fmt: skip
-                if want_k:
-                    _ask(soon, tensors.dk, np.int64(6), head, strides, places, channels)
-                    _ask(soon, tensors.dv, np.int64(7), head, strides, places, channels)
-                    _mix_back(room.more_sums, room.dweights, lanes, room.a, depth, count, others, room.nothing)
-                    write_rows(
-                        room.more_sums, depth, scale, tensors.dk, _start(strides, np.int64(6), image, head), strides[6, 1], other[0], others, channels,
-                        start == 0,
-                    )  # fmt: skip
-        if want_q:
-            write_rows(
-                room.sums,
-                depth,
-                scale,
-                tensors.dq,
-                _start(strides, np.int64(5), image, head),
-                strides[5, 1],
-                own[0],
-                count,
-                channels,
-                YES,
-            )
+                if wanted[0]:
+                    mix(room.sums, first, room.dweights, lanes, room.c, depth, count, others, room.nothing)
+                if wanted[2]:
+                    ask_for_rows(soon.dv, task.ahead[0], ahead, channels)
+                    mix_back(room.more_sums, room.weights, lanes, room.b, depth, count, others, room.nothing)
+                    write_rows(room.more_sums, ONE, head.dv, other[0], others, channels, depth, fresh)
+                if wanted[1]:
+                    ask_for_rows(soon.dk, task.ahead[0], ahead, channels)
+                    mix_back(room.more_sums, room.dweights, lanes, room.a, depth, count, others, room.nothing)
+                    write_rows(room.more_sums, task.scale, head.dk, other[0], others, channels, depth, fresh)
+                first = NO
+        if wanted[0]:
+            write_rows(room.sums, task.scale, head.dq, own[0], count, channels, depth, YES)
     return kept
+
+
+@jit
+def _logits_gradient(task, soon, ahead, count, others, lanes, first):
+    """From staged tokens to weights and, in dweights, the gradient of the logits, for a tile of queries."""
+    room, channels, depth = task.room, task.channels, task.depth
+    needs_table = task.layout.masked or len(task.bias) > 0
+    start, pitch = (room.table, lanes) if needs_table else (room.nothing, AT_0)
+    if first:
+        ask_for_rows(soon.grad, task.ahead[0], ahead, channels)
+        ask_for_rows(soon.out, task.ahead[0], ahead, channels)
+    products(room.c, depth, room.a_cols, start, pitch, others, lanes, channels, room.weights)
+    if first:
+        ask_for_rows(soon.q, task.ahead[0], ahead, channels)
+        ask_for_rows(soon.k, task.ahead[0], ahead, channels)
+    products(room.d, depth, room.b_cols, room.nothing, AT_0, others, lanes, channels, room.dweights)
+    if first:
+        ask_for_rows(soon.v, task.ahead[0], ahead, channels)
+        ask_for_rows(soon.dq, task.ahead[0], ahead, channels)
+    probabilities_and_gradient(room.weights, room.dweights, others, lanes, room.peak, room.sum)
 
 
 @_parallel
@@ -424,47 +326,30 @@ def key_kernel(tensors, strides, layout, bias, lse, delta, wanted, channels, sca
 @jit
 def _key_chunk(work, tensors, strides, layout, bias, lse, delta, wanted, channels, scale, memory, places):
     head, begin, end = _chunk(work, layout)
-    depth = round_up(channels, WIDTH)
-    room = cut_room(memory, depth, layout.lanes, layout.block)
+    task = _task(layout, bias[head], channels, scale, memory, places)
     kept = np.int64(-1)
     for n in range(begin, end):
-        image, kind = layout.items[n, 0], layout.items[n, 3]
-        rows, cols = layout.rows[layout.items[n, 1]], layout.cols[layout.items[n, 2]]
-        kept = _key_tile(
-            image, head, rows, cols, kind, kept, tensors, strides, layout, bias[head], lse[head, image],
-            delta[head, image], wanted, channels, depth, scale, room, places,
-        )  # fmt: skip
+        image = layout.items[n, 0]
+        now = _head(tensors, strides, image, head)
+        kept = _key_tile(task, now, layout.items[n], kept, lse[head, image], delta[head, image], wanted[1], wanted[2])
 
 
 @jit
-def _key_tile(
-    image, head, rows, cols, kind, kept, tensors, strides, layout, bias, lse, delta, wanted,
-    channels, depth, scale, room, places,
-):  # fmt: skip
+def _key_tile(task, head, item, kept, lse, delta, want_k, want_v):
     """The gradients of one tile of keys."""
-    own, other = places[0], places[1]
-    want_k, want_v = wanted[1], wanted[2]
+    layout, room, own, other, channels, depth = task.layout, task.room, task.own, task.other, task.channels, task.depth
+    rows, cols, kind = layout.rows[item[1]], layout.cols[item[2]], item[3]
     keys, parts = rows[0, 3] * cols[0, 3], rows.shape[0] * cols.shape[0]
-    needs_table = layout.masked or len(bias) > 0
-    for start in range(0, keys, LANES):
-        count = min(LANES, keys - start)
+    needs_table = layout.masked or len(task.bias) > 0
+    start, pitch = (room.table, EVERY) if needs_table else (room.nothing, AT_0)
+    for key in range(0, keys, LANES):
+        count = min(LANES, keys - key)
         lanes, first = round_up(count, WIDTH), YES
-        fill_places(layout, rows[0], cols[0], KEYS, start, count, own)
-        read_rows(
-            tensors.k, _start(strides, np.int64(1), image, head), strides[1, 1], own[0], count, channels, depth, room.a
-        )
-        transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, scale * LOG2_E)
+        fill_places(layout, rows[0], cols[0], KEYS, key, count, own)
+        read_rows(head.k, own[0], count, channels, depth, room.a)
+        transpose(room.a_cols, AT_0, lanes, room.a, AT_0, depth, lanes, depth, task.scale * LOG2_E)
         if want_k:
-            read_rows(
-                tensors.v,
-                _start(strides, np.int64(2), image, head),
-                strides[2, 1],
-                own[0],
-                count,
-                channels,
-                depth,
-                room.b,
-            )
+            read_rows(head.v, own[0], count, channels, depth, room.b)
             transpose(room.b_cols, AT_0, lanes, room.b, AT_0, depth, lanes, depth, ONE)
         for part in range(parts):
             row, col = rows[part // cols.shape[0]], cols[part % cols.shape[0]]
@@ -472,67 +357,23 @@ def _key_tile(
             for query in range(0, queries, layout.block):
                 others = min(layout.block, queries - query)
                 fill_places(layout, row, col, QUERIES, query, others, other)
-                read_rows(
-                    tensors.q,
-                    _start(strides, np.int64(0), image, head),
-                    strides[0, 1],
-                    other[0],
-                    others,
-                    channels,
-                    depth,
-                    room.c,
-                )
-                read_rows(
-                    tensors.grad,
-                    _start(strides, np.int64(4), image, head),
-                    strides[4, 1],
-                    other[0],
-                    others,
-                    channels,
-                    depth,
-                    room.d,
-                )
+                read_rows(head.q, other[0], others, channels, depth, room.c)
+                read_rows(head.grad, other[0], others, channels, depth, room.d)
                 if needs_table and kind != kept:
-                    pair_table(layout, own, other, count, others, lanes, NO, bias, room.table)
+                    pair_table(layout, own, other, count, others, lanes, NO, task.bias, room.table)
                     kept = kind if parts == 1 and keys <= LANES and others == queries else np.int64(-1)
-                _logits(room.c, depth, room.a_cols, needs_table, room, others, lanes, channels)
+                products(room.c, depth, room.a_cols, start, pitch * lanes, others, lanes, channels, room.weights)
                 if want_k:
-                    multiply(
-                        room.dweights, AT_0, lanes, room.nothing, AT_0, AT_0, room.d, AT_0, depth, EVERY, room.b_cols,
-                    AT_0, lanes,
-                        others, lanes, channels,
-                    )  # fmt: skip
+                    products(room.d, depth, room.b_cols, room.nothing, AT_0, others, lanes, channels, room.dweights)
                     probabilities_and_gradient_by_row(room.weights, room.dweights, others, lanes, lse, delta, other[0])
-                    _mix(room.more_sums, first, room.dweights, lanes, room.c, depth, count, others, room.nothing)
+                    mix(room.more_sums, first, room.dweights, lanes, room.c, depth, count, others, room.nothing)
                 else:
                     probabilities_by_row(room.weights, others, lanes, lse, other[0])
                 if want_v:
-                    _mix(room.sums, first, room.weights, lanes, room.d, depth, count, others, room.nothing)
+                    mix(room.sums, first, room.weights, lanes, room.d, depth, count, others, room.nothing)
                 first = NO
         if want_k:
-            write_rows(
-                room.more_sums,
-                depth,
-                scale,
-                tensors.dk,
-                _start(strides, np.int64(6), image, head),
-                strides[6, 1],
-                own[0],
-                count,
-                channels,
-                YES,
-            )
+            write_rows(room.more_sums, task.scale, head.dk, own[0], count, channels, depth, YES)
         if want_v:
-            write_rows(
-                room.sums,
-                depth,
-                ONE,
-                tensors.dv,
-                _start(strides, np.int64(7), image, head),
-                strides[7, 1],
-                own[0],
-                count,
-                channels,
-                YES,
-            )
+            write_rows(room.sums, ONE, head.dv, own[0], count, channels, depth, YES)
     return kept

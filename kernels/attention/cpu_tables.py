@@ -5,7 +5,7 @@ side and `lanes` columns, one for each position of the tile's own side. Logits a
 weight is a power of two.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -33,18 +33,21 @@ jit = numba.njit(cache=True, fastmath={"contract"}, error_model="numpy", _nrt=Fa
 LOG2_E, LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 ONE, ZERO = np.float32(1), np.float32(0)
 #: Typed, because numba compiles a function anew for every literal it is given.
-AT_0, EVERY, QUERIES, KEYS, YES, NO = (
-    np.int64(0),
-    np.int64(1),
-    np.int64(0),
-    np.int64(2),
-    np.bool_(True),
-    np.bool_(False),
-)
+QUERIES, KEYS = np.int64(0), np.int64(2)
+YES: Any = np.bool_(True)
+NO: Any = np.bool_(False)
 #: Floats of a cache line.
 LINE = np.int64(16)
 #: Added to the logit of a pair that is not read: finite, so that a lane of such pairs alone makes no NaN.
 FORBIDDEN = np.float32(-1e30)
+
+
+class Tokens(NamedTuple):
+    """One head of one image of a tensor: token 0 is at `at` of the memory, the next is `stride` further."""
+
+    memory: np.ndarray
+    at: int
+    stride: int
 
 
 class Room(NamedTuple):
@@ -128,36 +131,36 @@ def fill_places(layout, rows, cols, which, start, count, places):
 
 
 @jit
-def read_rows(x, at, stride, token, count, channels, depth, rows):
-    """rows[j, c] = x[token j, channel c]; x holds a head's token 0 at `at`, the next `stride` further."""
+def read_rows(x, token, count, channels, depth, rows):
+    """rows[j, c] = token j of x, channel c."""
     whole = channels // WIDTH * WIDTH
     for j in range(count):
-        source, target = at + token[j] * stride, j * depth
+        source, target = x.at + token[j] * x.stride, j * depth
         for c in range(0, whole, WIDTH):
-            store(rows, target + c, load(x, source + c))
+            store(rows, target + c, load(x.memory, source + c))
         for c in range(whole, channels):
-            rows[target + c] = x[source + c]
+            rows[target + c] = x.memory[source + c]
 
 
 @jit
-def ask_for_rows(x, at, stride, token, count, channels):
+def ask_for_rows(x, token, count, channels):
     """Prefetch the rows that `read_rows` or `write_rows` will take."""
     for j in range(count):
         for c in range(0, channels, LINE):
-            prefetch(x, at + token[j] * stride + c)
+            prefetch(x.memory, x.at + token[j] * x.stride + c)
 
 
 @jit
-def write_rows(rows, depth, factor, x, at, stride, token, count, channels, fresh):
-    """x[token j, channel c] (+)= factor * rows[j, c]; fresh: =, not +=."""
+def write_rows(rows, factor, x, token, count, channels, depth, fresh):
+    """Token j of x, channel c (+)= factor * rows[j, c]; fresh: =, not +=."""
     whole, every = channels // WIDTH * WIDTH, splat(factor)
     for j in range(count):
-        source, target = j * depth, at + token[j] * stride
+        source, target = j * depth, x.at + token[j] * x.stride
         for c in range(0, whole, WIDTH):
             value = times(every, load(rows, source + c))
-            store(x, target + c, value if fresh else add(load(x, target + c), value))
+            store(x.memory, target + c, value if fresh else add(load(x.memory, target + c), value))
         for c in range(whole, channels):
-            x[target + c] = factor * rows[source + c] + (ZERO if fresh else x[target + c])
+            x.memory[target + c] = factor * rows[source + c] + (ZERO if fresh else x.memory[target + c])
 
 
 @jit
@@ -170,16 +173,16 @@ def scale_rows(rows, depth, factor, count):
 
 
 @jit
-def row_dots(x, x_at, x_stride, rows, depth, token, count, channels, result):
-    """result[i] = x[token i] . rows[i]."""
+def row_dots(x, rows, token, count, channels, depth, result):
+    """result[i] = token i of x . rows[i]."""
     whole = channels // WIDTH * WIDTH
     for i in range(count):
-        source, row, found = x_at + token[i] * x_stride, i * depth, zeros()
+        source, row, found = x.at + token[i] * x.stride, i * depth, zeros()
         for c in range(0, whole, WIDTH):
-            found = add(found, times(load(x, source + c), load(rows, row + c)))
+            found = add(found, times(load(x.memory, source + c), load(rows, row + c)))
         result[i] = total(found)
         for c in range(whole, channels):
-            result[i] += x[source + c] * rows[row + c]
+            result[i] += x.memory[source + c] * rows[row + c]
 
 
 @jit

@@ -84,10 +84,9 @@ class Pattern:
             return self.mask(grid).sum(1).view(height, width).numpy()
         self.check(grid)
         down, across = self.on(grid)
-        rows, cols = self.rows.mask(down), self.cols.mask(across)
         if self.radius is not None:
-            return _count_near(rows, cols, self.radius).reshape(height, width)
-        return (rows.sum(1)[:, None] * cols.sum(1)[None, :]).reshape(height, width)
+            return _count_near(self.rows.mask(down), self.cols.mask(across), self.radius).reshape(height, width)
+        return (self.rows.counts(down)[:, None] * self.cols.counts(across)[None, :]).reshape(height, width)
 
     def mask(self, grid: tuple[int, int]) -> torch.Tensor:
         """The whole relation for small grids: (N, N) bool, N = H * W, True where the query (first index) reads the key.
@@ -133,7 +132,7 @@ def _extents(pattern: Pattern, grid: tuple[int, int] | None) -> tuple[int, int] 
 
 
 def _count_near(rows: np.ndarray, cols: np.ndarray, radius: int) -> np.ndarray:
-    """How many of the keys that the masks of the axes allow are nearer than the radius: (rows, cols), for each query."""
+    """For each query, how many keys that the masks of the axes allow are nearer than the radius: (rows, cols)."""
     down, right = (_distances(len(mask)).numpy() for mask in (rows, cols))
     count = np.zeros((len(rows), len(cols)), np.int64)
     for distance in range(1 - radius, radius):

@@ -21,7 +21,7 @@ from kernels.attention import (
     swin,
 )  # fmt: skip
 from kernels.attention.cpu_plan import LANES, STAGED, WEIGHTS, layout
-from kernels.vectormath import WIDTH, exp2, load, store, total
+from kernels.vectormath import WIDTH, exp2, load, log32, store, total
 
 GRID = (12, 15)
 PATTERNS = [
@@ -218,3 +218,19 @@ def test_vector_exp2_is_exact_to_two_units_in_the_last_place():
     powers = np.empty_like(special)
     _powers(special, powers, np.empty(6, np.float32))
     np.testing.assert_array_equal(powers[:6], [1, 2, 0, 0, 0, np.nan])
+
+
+@numba.njit
+def _logarithms(x, found):
+    for i in range(len(x)):
+        found[i] = log32(x[i])
+
+
+def test_log32_is_exact_to_two_units_in_the_last_place():
+    x = np.concatenate([np.linspace(0.5, 2, 10001), np.logspace(-37, 38, 10001)]).astype(np.float32)
+    found, exact = np.empty_like(x), np.log(x.astype(np.float64))
+    _logarithms(x, found)
+    assert (np.abs(found - exact) <= 2 * np.finfo(np.float32).eps * np.maximum(np.abs(exact), 0.1)).all()
+    special = np.empty(2, np.float32)
+    _logarithms(np.array([1, np.nan], np.float32), special)
+    np.testing.assert_array_equal(special, [0, np.nan])
