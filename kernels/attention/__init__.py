@@ -9,7 +9,7 @@ from kernels.backends import check_tensor, choose, run
 from . import reference
 from .axis import Axis, PowerAxis
 from .family import axial, block, cross, disc, full, grid, halo, heads, neighborhood, power, stripe, swin
-from .parts import Attention
+from .parts import MOST_CHANNELS, Attention
 from .pattern import Pattern
 
 __all__ = [
@@ -83,7 +83,7 @@ def attend(
     if not isinstance(pattern, Pattern):
         raise TypeError(f"pattern must be a Pattern, such as swin(7); got {type(pattern).__name__}.")
     _check_tokens(q, k, v, pattern)
-    _check_bias(bias, pattern, q)
+    _check_bias(bias, pattern, q, k)
     if relative not in RELATIVE:
         raise ValueError(f"relative must be 'query-key' or 'key-query'; got {relative!r}.")
     if bias is not None and relative == "key-query":
@@ -92,6 +92,8 @@ def attend(
         _check_extra(extra, q)
     settings = Attention(pattern, _check_scale(scale, q.shape[-1]))
     chosen = choose(backend, q)
+    if chosen == "triton" and backend == "auto" and q.shape[-1] > MOST_CHANNELS:
+        chosen = "reference"  # only a named backend is refused
     shape = q.shape
     if pattern.raster:
         q, k, v = (t.flatten(1, 2).unsqueeze(1) for t in (q, k, v))
@@ -144,10 +146,14 @@ def _check_tokens(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: Pa
         raise ValueError(f"heads must be a multiple of {groups} for {pattern.name}; got {q.shape[3]}.")
 
 
-def _check_bias(bias: torch.Tensor | None, pattern: Pattern, q: torch.Tensor) -> None:
+def _check_bias(bias: torch.Tensor | None, pattern: Pattern, q: torch.Tensor, k: torch.Tensor) -> None:
     if bias is None:
         return
     check_tensor("bias", bias, first=("q", q))
+    if k.shape[1:3] != q.shape[1:3]:
+        raise ValueError(
+            f"bias needs keys on the grid of the queries, {tuple(q.shape[1:3])}; got keys on {tuple(k.shape[1:3])}."
+        )
     wanted = pattern.bias_shape(q.shape[3], (q.shape[1], q.shape[2]))
     if tuple(bias.shape) != wanted:
         raise ValueError(

@@ -47,14 +47,29 @@ class Axis:
     border: Literal["clamp", "crop"] = "clamp"
     causal: bool = False
 
-    def check(self, size: int, name: str) -> None:
-        """Raise ValueError unless a map of `size` positions is large enough; `name` is the pattern's."""
-        least = self.dilation * (self.kernel or 1)
-        if self.kernel is not None and self.border == "clamp" and not self.causal and size < least:
+    def __post_init__(self) -> None:
+        if self.kernel is not None and not 1 <= self.stride <= self.kernel:
             raise ValueError(
-                f"{name} needs at least {self.kernel} x {self.dilation} = {least} positions along this axis (kernel "
-                f"times dilation); got a map of {size}: choose a kernel of at most {max(1, size // self.dilation)}."
+                f"stride must be from 1 to the kernel {self.kernel}, and both at least 1; got {self.stride}."
             )
+        if self.dilation < 1:
+            raise ValueError(f"dilation must be at least 1; got {self.dilation}.")
+        if self.border not in ("clamp", "crop"):
+            raise ValueError(f"border must be 'clamp' or 'crop'; got {self.border!r}.")
+
+    def check(self, size: int, name: str, axis: str) -> None:
+        """Raise ValueError unless `size` positions are enough; name: the pattern's; axis: "rows" or "columns"."""
+        least = self.dilation * (self.kernel or 1)
+        if self.kernel is None or self.border == "crop" or self.causal or size >= least:
+            return
+        times = f"{self.kernel} x {self.dilation} = " if self.dilation > 1 else ""
+        most = f"a kernel of at most {size // self.dilation}" if size >= self.dilation else ""
+        less = f"a dilation of at most {size // self.kernel}" if self.dilation > 1 and size >= self.kernel else ""
+        choices = " or ".join(filter(None, (most, less, "a larger map")))
+        raise ValueError(
+            f"{name} needs a map of at least {times}{least} {axis}, its window (kernel times dilation); got {size}: "
+            f"choose {choices}."
+        )
 
     def keys(self, position: int, size: int) -> range:
         """The positions, out of `size`, that the query at `position` reads, in order."""
@@ -132,7 +147,7 @@ class PowerAxis:
 
     step = 1
 
-    def check(self, size: int, name: str) -> None:
+    def check(self, size: int, name: str, axis: str) -> None:
         """Any sequence will do."""
 
     def blocks(self, block: int) -> list[int]:

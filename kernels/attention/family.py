@@ -65,7 +65,8 @@ def neighborhood(kernel: Pair, stride: Pair = 1, dilation: Pair = 1, causal: boo
         causal: read nothing after the query, along either axis.
 
     Raises:
-        ValueError: a size is out of range. On a map smaller than kernel times dilation the pattern is not defined.
+        ValueError: a size is out of range. On a map smaller than kernel times dilation the pattern is not defined,
+            unless it is causal.
 
     Source: NAT (arXiv 2204.07143), DiNAT (arXiv 2209.15001), generalised neighbourhood attention (arXiv 2504.16922).
     """
@@ -138,7 +139,7 @@ def stripe(width: int, axis: int | str = VERTICAL) -> Pattern:
 
     Source: CSWin (arXiv 2107.00652), section 3.1.
     """
-    (lines, _), direction = _sizes("width", width), _direction(axis)
+    lines, direction = _whole("width", width, 1), _direction(axis)
     cells = Axis(lines, stride=lines, border="crop")
     name = f"{'horizontal' if direction else 'vertical'} stripes of {lines}"
     return Pattern(cells, WHOLE, name) if direction else Pattern(WHOLE, cells, name)
@@ -177,7 +178,7 @@ def disc(radius: int) -> Pattern:
 
     Source: CLEAR (arXiv 2412.16112).
     """
-    (reach, _) = _sizes("radius", radius)
+    reach = _whole("radius", radius, 1)
     axis = Axis(2 * reach - 1, border="crop")
     return Pattern(axis, axis, f"disc of radius {reach}", radius=reach)
 
@@ -195,9 +196,7 @@ def power(block: int = 256, window: int = 5, sink: int = 1) -> Pattern:
 
     Source: PowerAttention (arXiv 2503.03588), algorithm 1.
     """
-    (size, _), (local, _), (first, _) = _sizes("block", block), _sizes("window", window), _pair("sink", sink)
-    if first < 0:
-        raise ValueError(f"sink must be at least 0; got {sink}.")
+    size, local, first = _whole("block", block, 1), _whole("window", window, 1), _whole("sink", sink, 0)
     rule = PowerAxis(size, local, first)
     return Pattern(WHOLE, rule, f"power, blocks of {size}, window {local}, sink {first}", raster=True)
 
@@ -213,13 +212,14 @@ def heads(*patterns: Pattern) -> Pattern:
     Raises:
         ValueError: fewer than two patterns, or one that is itself split.
     """
-    if len(patterns) < 2 or any(pattern.heads or pattern.raster for pattern in patterns):
+    fit = (isinstance(pattern, Pattern) and not pattern.heads and not pattern.raster for pattern in patterns)
+    if len(patterns) < 2 or not all(fit):
         raise ValueError("heads takes two patterns or more, none of them split over heads or in raster order.")
     return Pattern(name=" | ".join(pattern.name for pattern in patterns), heads=patterns)
 
 
 def _direction(axis: int | str) -> int:
-    if isinstance(axis, bool) or axis not in DIRECTIONS:
+    if isinstance(axis, bool) or not isinstance(axis, int | str) or axis not in DIRECTIONS:
         raise ValueError(f"axis must be 0 or 'vertical', 1 or 'horizontal'; got {axis!r}.")
     return DIRECTIONS[axis]
 
@@ -227,9 +227,22 @@ def _direction(axis: int | str) -> int:
 def _pair(name: str, value: Pair) -> tuple[int, int]:
     try:
         rows, cols = value if isinstance(value, tuple | list) else (value, value)
+        if isinstance(rows, bool) or isinstance(cols, bool):
+            raise TypeError
         return operator.index(rows), operator.index(cols)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a whole number or a (rows, cols) pair of them; got {value!r}.") from None
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    """A single whole number; ValueError for everything else."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number; got {value!r}.") from None
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}.")
+    return number
 
 
 def _sizes(name: str, value: Pair) -> tuple[int, int]:

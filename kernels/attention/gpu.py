@@ -15,13 +15,11 @@ from .gpu_forward import forward_kernel
 from .gpu_launch import Call
 from .gpu_specs import compile_specs
 from .gpu_window import window_kernel
-from .parts import Attention, Gradients, Maybe
+from .parts import MOST_CHANNELS, Attention, Gradients, Maybe
 from .tiles import Plan
 
-__all__ = ["MOST_CHANNELS", "Triton", "backward", "compile_specs", "forward"]
+__all__ = ["Triton", "backward", "compile_specs", "forward"]
 
-#: A program holds whole rows of channels in registers.
-MOST_CHANNELS = 128
 #: Where programs treat many tiles, to sum the gradient of the bias: so many programs (four rounds of two on each of the
 #: 132 multiprocessors of an H200), and at most so much memory for their sums.
 PROGRAMS = 1056

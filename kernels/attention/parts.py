@@ -13,6 +13,9 @@ import torch
 
 from .pattern import WHOLE, Pattern
 
+#: Channels of a head that Triton's kernels take: they hold whole rows of channels in registers.
+MOST_CHANNELS = 128
+
 #: What extra keys are read by: all of them, by every query.
 EVERYTHING = Pattern(WHOLE, WHOLE, "extra keys")
 

@@ -47,8 +47,8 @@ class Pattern:
         """Raise ValueError unless the pattern is defined on a grid of (rows, cols)."""
         for pattern in self.groups:
             height, width = pattern.on(grid)
-            pattern.rows.check(height, pattern.name)
-            pattern.cols.check(width, pattern.name)
+            pattern.rows.check(height, pattern.name, "rows")
+            pattern.cols.check(width, pattern.name, "columns")
 
     def on(self, grid: tuple[int, int]) -> tuple[int, int]:
         """The grid as the rules see it."""

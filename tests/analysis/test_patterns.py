@@ -237,15 +237,15 @@ HOW = "A pattern is written as name(argument=value, ...), such as swin(window=7)
         ({"pattern": "swin(7)"}, f"{HOW} 'swin(7)'."),
         ({"pattern": "swin(shfit=3)"},
          "There is no argument named 'shfit' in swin; did you mean shift? Known: window, shift."),
-        ({"pattern": "swin(shift=x)"}, "shift must be a whole number; got 'x'."),
+        ({"pattern": "swin(shift=x)"}, "shift must be a whole number of at most six digits; got 'x'."),
         ({"pattern": "halo(border=wrap)"}, "border must be one of crop, clamp; got 'wrap'."),
         ({"pattern": "gna(causal=1)"}, "causal must be true or false; got '1'."),
         ({"pattern": "swin(shift=7)"},
          "shift must be a whole number from 0 to 6, smaller than the window 7, usually 3; got 7."),
         ({"pattern": "maxvit(window=5)"}, "size must be a multiple of the window 5 along both axes; got (56, 56)."),
         ({"pattern": "nat", "grid": (5, 9)},
-         "neighborhood 7x7 needs at least 7 x 1 = 7 positions along this axis (kernel times dilation); got a map of 5: "
-         "choose a kernel of at most 5."),
+         "neighborhood 7x7 needs a map of at least 7 rows, its window (kernel times dilation); got 5: choose a kernel "
+         "of at most 5 or a larger map."),
         ({"grid": (0, 4)}, "grid must be a (rows, cols) pair of whole numbers from 1 to 64; got (0, 4)."),
         ({"grid": (65, 4)}, "grid must be a (rows, cols) pair of whole numbers from 1 to 64; got (65, 4)."),
         ({"grid": 7}, "grid must be a (rows, cols) pair of whole numbers from 1 to 64; got 7."),

@@ -137,8 +137,8 @@ def test_end_to_end_of_no_attention_and_of_nothing_else():
          "rules, size, query_tile and key_tile must have one entry per axis; got 1, 2, 1 and 1 entries."),
         (lambda: tile_bound([Axis(3)], [9], [0], [2]), "query_tile must be at least 1 along every axis; got (0,)."),
         (lambda: tile_bound([Axis(7)], [5], [2], [2]),
-         "The rule of an axis of 5 positions needs at least 7 x 1 = 7 positions along this axis (kernel times "
-         "dilation); got a map of 5: choose a kernel of at most 5."),
+         "The rule of an axis of 5 positions needs a map of at least 7 positions, its window (kernel times "
+         "dilation); got 5: choose a kernel of at most 5 or a larger map."),
         (lambda: end_to_end(1.2, 2), "share must be from 0 to 1 and speedup positive; got 1.2 and 2."),
     ],
 )  # fmt: skip

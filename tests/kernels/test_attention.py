@@ -155,7 +155,7 @@ TOKENS, BIAS, EXTRA = torch.zeros(1, 4, 4, 2, 8), torch.zeros(2, 5, 5), torch.ze
         ),
         (
             {"pattern": neighborhood(5), "bias": None}, ValueError,
-            r"neighborhood 5x5 needs at least 5 x 1 = 5 positions .*; got a map of 4: choose a kernel of at most 4.",
+            "neighborhood 5x5 needs a map of at least 5 rows, .*; got 4: choose a kernel of at most 4 or a larger map.",
         ),
     ],
 )  # fmt: skip

@@ -311,12 +311,14 @@ REFUSED = {
     "grid window": (lambda: grid(0, 8), "window must be at least 1 position a side; got 0."),
     "grid": (lambda: grid(7, (14, 20)), "size must be a multiple of the window 7 along both axes; got (14, 20)."),
     "stripe": (lambda: stripe(0), "width must be at least 1; got 0."),
-    "cross": (lambda: cross("x"), f"width {WHOLE_NUMBER} 'x'."),
+    "cross": (lambda: cross("x"), "width must be a whole number; got 'x'."),
+    "cross of a pair": (lambda: cross((1, 2)), "width must be a whole number; got (1, 2)."),
+    "a truth value": (lambda: swin(True), f"window {WHOLE_NUMBER} True."),
     "axis": (lambda: axial(2), "axis must be 0 or 'vertical', 1 or 'horizontal'; got 2."),
     "stripe axis": (lambda: stripe(1, "down"), "axis must be 0 or 'vertical', 1 or 'horizontal'; got 'down'."),
     "disc": (lambda: disc(0), "radius must be at least 1; got 0."),
     "power block": (lambda: power(0), "block must be at least 1; got 0."),
-    "power window": (lambda: power(4, 0), "window must be at least 1 position a side; got 0."),
+    "power window": (lambda: power(4, 0), "window must be at least 1; got 0."),
     "power sink": (lambda: power(4, 1, -1), "sink must be at least 0; got -1."),
     "heads": (
         lambda: heads(swin(3)),
@@ -332,13 +334,13 @@ REFUSED = {
     ),
     "small map": (
         lambda: neighborhood(7, dilation=2).check((20, 13)),
-        "neighborhood 7x7 dilation 2x2 needs at least 7 x 2 = 14 positions along this axis (kernel times dilation); "
-        "got a map of 13: choose a kernel of at most 6.",
+        "neighborhood 7x7 dilation 2x2 needs a map of at least 7 x 2 = 14 columns, its window (kernel times dilation); "
+        "got 13: choose a kernel of at most 6 or a dilation of at most 1 or a larger map.",
     ),
     "small map of a mask": (
         lambda: halo(4, 2, "clamp").mask((7, 9)),
-        "halo 4x4 + 2x2 clamped needs at least 8 x 1 = 8 positions along this axis (kernel times dilation); "
-        "got a map of 7: choose a kernel of at most 7.",
+        "halo 4x4 + 2x2 clamped needs a map of at least 8 rows, its window (kernel times dilation); "
+        "got 7: choose a kernel of at most 7 or a larger map.",
     ),
 }  # fmt: skip
 

@@ -100,7 +100,7 @@ def test_trained_weights_are_those_that_ship_or_a_sentence_that_lists_them(tmp_p
         ),
         ({"name": "gspn_nano", "backend": "cudnn"}, "no backend named 'cudnn'.* Known: auto, reference, cpu, triton"),
         ({"name": "gspn_nano", "device": "gpuu"}, "device must be 'cpu', 'cuda' or a torch.device; got 'gpuu'"),
-        ({"name": "gspn_nano", "seed": "x"}, "seed must be a whole number; got 'x'"),
+        ({"name": "gspn_nano", "seed": "x"}, "seed must be a whole number from 0 to 2 .* 63 - 1; got 'x'"),
         ({"name": "gspn_nano", "ema": True}, "ema=True chooses between the weights of a file"),
         ({"name": "gspn_nano", "weights": "randm"}, "no weights file 'randm': give 'random', 'trained' or a "),
     ],

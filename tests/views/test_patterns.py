@@ -142,8 +142,8 @@ def test_without_a_second_pattern_its_panels_are_hidden(view: PatternsView) -> N
         ({"pattern": "swin(window=7, shift=7)"}, "shift must be a whole number from 0 to 6"),
         ({"pattern": "swin(window=0, shift=0)"}, "window must be at least 1 position a side; got 0."),
         ({"pattern": "swim(window=7)"}, "There is no pattern named"),
-        ({"other": "dinat(kernel=7, dilation=9)"}, "needs at least 7 x 9 = 63 positions"),
-        ({"rows": 5}, "needs at least 7 x 1 = 7 positions"),
+        ({"other": "dinat(kernel=7, dilation=9)"}, "needs a map of at least 7 x 9 = 63 rows"),
+        ({"rows": 5}, "needs a map of at least 7 rows"),
         ({"pattern": "maxvit(window=5)"}, "size must be a multiple of the window 5"),
     ],
 )

@@ -42,7 +42,11 @@ WINDOWS = ("cut into windows", BLOCKS)
 
 
 def _swin(size: Grid, window: int, shift: int) -> tuple[Pattern, ...]:
-    return (swin(window), swin(window, shift)) if shift else (swin(window),)
+    """Windows no larger than the map, and shifted only on a larger one, as in the models."""
+    swin(window, shift)  # refuses what is wrong on every map
+    if not shift or min(size) <= window:
+        return (swin(min(window, *size)),)
+    return swin(window), swin(window, shift)
 
 
 def _stripes(size: Grid, width: int, direction: str) -> tuple[Pattern, ...]:
@@ -80,7 +84,7 @@ FAMILIES = {
         "HaloNet: blocks with a halo",
         {"block": 8, "halo": 3, "border": "crop"},
         _halo,
-        ("cut into blocks with a halo, zeros outside the map", BLOCKS),
+        ("cut into blocks with a halo", BLOCKS),
     ),
     "maxvit": Family(
         "MaxViT: block, then grid",
@@ -121,7 +125,7 @@ def parse(text: str) -> tuple[str, dict[str, Value]]:
     Raises:
         ValueError: not of the form name(argument=value, ...), or a name, argument or value that does not exist.
     """
-    found = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text)
+    found = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text) if isinstance(text, str) else None
     if found is None:
         raise ValueError(f"A pattern is written as name(argument=value, ...), such as swin(window=7); got {text!r}.")
     family, inside = found.group(1), found.group(2) or ""
@@ -152,7 +156,7 @@ def _value(name: str, text: str, default: Value) -> Value:
             raise ValueError(f"{name} must be one of {', '.join(WORDS[name])}; got {text!r}.")
         return text
     if not re.fullmatch(r"-?\d{1,6}", text):
-        raise ValueError(f"{name} must be a whole number; got {text!r}.")
+        raise ValueError(f"{name} must be a whole number of at most six digits; got {text!r}.")
     return int(text)
 
 

@@ -107,14 +107,14 @@ def patterns(spec: PatternSpec) -> xr.Dataset:
     return xr.Dataset(
         {
             "keys": (("block", "row", "col"), _keys(facts.cycle, spec.position, spec.grid)),
-            "counts": (("block", "row", "col"), facts.counts),
-            "window": (("block", "row", "col", "side"), facts.window),
+            "counts": (("block", "row", "col"), facts.counts.copy()),
+            "window": (("block", "row", "col", "side"), facts.window.copy()),
             "blocks": (("row", "col"), _numbers(blocks)),
-            "reached": (("after",), facts.reach.shares),
+            "reached": (("after",), facts.reach.shares.copy()),
             "until_global": _numbers(facts.reach.until_global),
             "until_query": _numbers(blocks.max()),
-            "pairs": (("block",), facts.pairs),
-            "computed": (("block",), facts.computed),
+            "pairs": (("block",), facts.pairs.copy()),
+            "computed": (("block",), facts.computed.copy()),
             "masked": (("block",), 1 - facts.pairs / facts.computed),
             "flops": (("block",), flops),
             "bytes": (("block",), np.full(len(flops), bytes_)),
@@ -133,7 +133,7 @@ def relation(spec: PatternSpec) -> xr.DataArray:
 
     A query reads, in the first block of the cycle, the keys at 1 and itself.
     """
-    return xr.DataArray(_facts(spec.pattern, spec.grid).reach.matrix(), dims=("query", "key"))
+    return xr.DataArray(_facts(spec.pattern, spec.grid).reach.matrix().copy(), dims=("query", "key"))
 
 
 class _Facts(NamedTuple):

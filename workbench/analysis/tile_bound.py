@@ -52,7 +52,7 @@ def tile_bound(rules: Sequence[Axis], size: Sequence[int], query_tile: Sequence[
             raise ValueError(f"{name} must be at least 1 along every axis; got {tuple(values)}.")
     bound = 1.0
     for rule, length, queries, keys in zip(rules, size, query_tile, key_tile, strict=True):
-        rule.check(length, f"The rule of an axis of {length} positions")
+        rule.check(length, f"The rule of an axis of {length} positions", "positions")
         bound *= _axis_bound(rule, length, queries, keys)
     return bound
 

@@ -4,6 +4,7 @@ A mixing layer moves information between positions. `Mixer.freeze` evaluates eve
 attention weights) and returns a state (states.py); given the state, mixing is linear in the values.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -129,8 +130,10 @@ class VisionModel(nn.Module):
         m, least = self.size_multiple, max(self.size_multiple, self.least_size)
         if min(rows, cols) < least or rows % m or cols % m:
             at_least = f", at least {least}" if least > m else ""
+            padded = ", or with padding='keys' smaller ones" if least > m and "padding" in self.config else ""
             raise ValueError(
-                f"{self.name} takes images whose sides are multiples of {m} pixels{at_least}; got {rows} x {cols}."
+                f"{self.name} takes images whose sides are multiples of {m} pixels{at_least}{padded}; "
+                f"got {rows} x {cols}."
             )
 
     def check_input(self, x: torch.Tensor) -> None:
@@ -171,8 +174,11 @@ class VisionModel(nn.Module):
 
 
 def _remember(found: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
+    asker = threading.get_ident()  # a model may run for another thread at the same time
+
     def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        found[name] = args[0]
+        if threading.get_ident() == asker:
+            found[name] = args[0]
 
     return hook
 
@@ -180,10 +186,12 @@ def _remember(found: dict[str, torch.Tensor], name: str) -> Callable[..., None]:
 def _output_of(module: nn.Module, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Run the model up to `module` and return its output, gradients included."""
     caught: list[torch.Tensor] = []
+    asker = threading.get_ident()
 
     def hook(_: nn.Module, args: Any, output: torch.Tensor) -> None:
-        caught.append(output)
-        raise _Reached
+        if threading.get_ident() == asker:
+            caught.append(output)
+            raise _Reached
 
     handle = module.register_forward_hook(hook)
     try:

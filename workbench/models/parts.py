@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Concatenate each 2 x 2 of tokens and project: (B, H, W, C) -> (B, H / 2, W / 2, 2 C)."""
+    """Concatenate each 2 x 2 of tokens and project: (B, H, W, channels) -> (B, H / 2, W / 2, following)."""
 
     def __init__(self, channels: int, following: int) -> None:
         super().__init__()

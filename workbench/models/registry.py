@@ -77,7 +77,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def variant(name: str) -> Variant:
     """The registered variant of that name; ValueError with the near matches if there is none."""
-    if name not in _VARIANTS:
+    if not isinstance(name, str) or name not in _VARIANTS:
         raise ValueError(unknown("model", str(name), list_models()))
     return _VARIANTS[name]
 
@@ -133,7 +133,7 @@ def load_model(
 
 
 #: How the tables of relative position bias are named.
-POSITION_BIAS = ("relative_position_bias_table", "rpb", "bias_table")
+POSITION_BIAS = ("bias_table", "rpb")
 
 
 def initialise(model: nn.Module, seed: int) -> None:
@@ -159,8 +159,8 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 
 def _drawn(variant: Variant, config: dict[str, Any], seed: int) -> VisionModel:
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed must be a whole number; got {seed!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number from 0 to 2 ** 63 - 1; got {seed!r}.")
     model = variant.build(config).to_empty(device="cpu")
     initialise(model, seed)
     model.weights, model.seed = "random", seed
@@ -171,7 +171,7 @@ def _loaded(variant: Variant, config: dict[str, Any], path: str | os.PathLike[st
     found = read(path, ema)
     _check_family(variant, found)
     variant.check(found.config)
-    _check_variant(variant, found)
+    _check_variant(variant, found, config)
     model = variant.build(found.config | config)
     load_into(model, found)
     model.weights, model.layout, model.seed = found.file, found.found, None
@@ -187,13 +187,19 @@ def _check_family(variant: Variant, found: Checkpoint) -> None:
         )
 
 
-def _check_variant(variant: Variant, found: Checkpoint) -> None:
+def _check_variant(variant: Variant, found: Checkpoint, config: dict[str, Any]) -> None:
     """A file of exactly another variant's shapes must not go by this one's name; shapes of no variant may."""
     if found.model and found.model != variant.name:
         raise ValueError(f"{found.file} was saved as {found.model}, not {variant.name}: load it as that.")
     shapes = {key: value for key, value in found.config.items() if key in SHAPES and key != "num_classes"}
     family = [v for v in _VARIANTS.values() if v.model is variant.model]
     same = sorted(v.name for v in family if shapes.items() <= v.defaults().items())
+    tells = bool(found.model) or "heads" not in variant.defaults() or "heads" in found.config or "heads" in config
+    if not same and not tells:
+        raise ValueError(
+            f"{found.file} has the shapes of no known variant, and its tensors do not tell how many heads it has: "
+            "give them, such as heads=(2, 4, 8, 16)."
+        )
     if same and variant.name not in same:
         raise ValueError(
             f"{found.file} has the shapes of {' and '.join(same)}, not of {variant.name}: load it as that."

@@ -82,10 +82,3 @@ class ChannelOperator(Operator):
     def _adjoint_parts(self, g: torch.Tensor) -> torch.Tensor:
         back = self.state.mix_back(g.unsqueeze(0))[0]
         return torch.stack([back * self._own(i) for i in range(len(self.groups))])
-
-    def _own(self, group: int) -> torch.Tensor:
-        """1 on the channels of a head, 0 elsewhere: (C, 1, 1)."""
-        heads, width = self.state.matrix.shape[1:3]
-        own = torch.zeros(heads * width, 1, 1, dtype=self.value.dtype, device=self.value.device)
-        own[group * width : (group + 1) * width] = 1
-        return own

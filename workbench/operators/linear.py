@@ -21,7 +21,7 @@ REDUCTIONS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 
 
 class Operator:
-    """What both families share. Subclasses give the two linear maps, all groups at once.
+    """What all families share. Subclasses give the two linear maps, all groups at once.
 
     A group adds its own part: summed over groups, `apply(v, group)` is `apply(v)`. A direction acts on every channel, a
     head on its own channels only, and pictures of a head combine those.
@@ -156,6 +156,13 @@ class Operator:
         start, end = self._graph
         (grad,) = torch.autograd.grad(end, start, g, retain_graph=True)
         return grad
+
+    def _own(self, group: int) -> torch.Tensor:
+        """1 on the channels of a head, 0 elsewhere: (C, 1, 1)."""
+        width = self.value.shape[0] // len(self.groups)
+        own = torch.zeros(self.value.shape[0], 1, 1, dtype=self.value.dtype, device=self.value.device)
+        own[group * width : (group + 1) * width] = 1
+        return own
 
     def _one_hot(self, position: tuple[int, int]) -> torch.Tensor:
         one = torch.zeros_like(self.value)

@@ -1,4 +1,4 @@
-"""The operators of the two families: scans along directions, and attention by heads."""
+"""The operators that mix positions: scans along directions, and attention by heads."""
 
 from collections.abc import Callable
 
@@ -36,20 +36,13 @@ class PropagationOperator(Operator):
 
 
 class AttentionOperator(Operator):
-    """A window-attention layer: one group per head, which mixes its own channels by its softmax weights."""
+    """An attention layer: one group per head, which mixes its own channels by its softmax weights."""
 
     state: AnyAttention
 
     def _apply(self, v: torch.Tensor, group: int | None) -> torch.Tensor:
         mixed = self.state.mix(v)
         return mixed if group is None else mixed * self._own(group)
-
-    def _own(self, group: int) -> torch.Tensor:
-        """1 on the channels of a head, 0 elsewhere: (C, 1, 1)."""
-        heads, width = self.state.heads, self.state.width
-        own = torch.zeros(heads * width, 1, 1, dtype=self.value.dtype, device=self.value.device)
-        own[group * width : (group + 1) * width] = 1
-        return own
 
     def _adjoint_parts(self, g: torch.Tensor) -> torch.Tensor:
         grad = self._transposed(self.state.mix, self.value.unsqueeze(0), g.unsqueeze(0))[0]

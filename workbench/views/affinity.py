@@ -21,7 +21,7 @@ from .figure import MosaicFigure, PhotographFigure
 from .lane import LANE, Job
 from .request import Cells, Drawing, Request, cells_of, draw, moved, picture
 from .script import python_of
-from .state import KERNELS, deliverer, model_names, shared_model
+from .state import KERNELS, deliverer, model_names, shared_model, when_loaded
 from .tables import NOT_MEASURED, WARMING, caption_html, latency_table, numbers_table, status_line
 from .text import Html
 
@@ -87,7 +87,7 @@ class AffinityView(pn.viewable.Viewer):
         self.param.watch(lambda *_: self._set_opacity(), ["opacity"])
         KERNELS.start()
         self._first_picture()
-        KERNELS.when_ready(partial(deliverer(), self._warmed))
+        when_loaded(partial(KERNELS.when_ready, partial(deliverer(), self._warmed)))
 
     def __panel__(self) -> pn.viewable.Viewable:
         return pn.Row(pn.Column(*self.controls, width=290), self.body, sizing_mode="stretch_width")
@@ -239,7 +239,10 @@ class AffinityView(pn.viewable.Viewer):
         """The page that a link describes; a part of it that does not exist is left out and named on the page."""
         known = {name: value for name, value in query.items() if name in cls.link_state()}
         try:
-            return cls(**known)
+            view = cls(**known)
+            if view._drawing is None:
+                raise ValueError(html.unescape(view._messages.object))
+            return view
         except (ValueError, TypeError) as error:
             view = cls()
             view._fail(ValueError(f"The link could not be followed, the page shows its defaults: {error}"))

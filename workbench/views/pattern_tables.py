@@ -28,7 +28,7 @@ def numbers_table(results: list[xr.Dataset]) -> str:
         ["keys per query: mean", *(_each(r["counts"].mean(("row", "col")), "{:.1f}") for r in results)],
         ["keys per query: largest", *(_each(r["counts"].max(("row", "col")), "{:.0f}") for r in results)],
         ["blocks until all reach all", *(_blocks(r["until_global"]) for r in results)],
-        ["masked by the usual way (a)", *(_each(100 * r["masked"], "{:.1f} %") for r in results)],
+        ["computed in vain (a)", *(_each(100 * r["masked"], "{:.1f} %") for r in results)],
         ["operations (b)", *(_each(r["flops"] / 1e6, "{:.1f} M") for r in results)],
         ["operations, of full attention's", *(_each(100 * r["flops"] / r["full_flops"], "{:.3g} %") for r in results)],
         ["least bytes (b)", *(f"{float(r['bytes'][0]) / 1e6:.3g} MB" for r in results)],
@@ -47,9 +47,10 @@ def _notes(results: list[xr.Dataset]) -> str:
     spec = results[0].attrs["spec"]
     query, key = (f"{rows} x {cols}" for rows, cols in (spec["query_tile"], spec["key_tile"]))
     note = (
-        f"(a) share of the computed pairs of query and key that are masked; {usual}. (b) 4 x pairs x channels, and q, "
-        f"k, v and the output once, for {spec['channels']} channels of {spec['value_bytes']} bytes. (c) key tiles of "
-        f"full attention over those that the worst query tile visits, tiles of {query} queries and {key} keys."
+        f"(a) share of the pairs that the usual implementation computes and the pattern does not read, as they are "
+        f"masked or outside the map; {usual}. (b) 4 x pairs x channels, and q, k, v and the output once, for "
+        f"{spec['channels']} channels of {spec['value_bytes']} bytes. (c) key tiles of full attention over those that "
+        f"the worst query tile visits, tiles of {query} queries and {key} keys."
     )
     return f"<div style='font-size: 11px; line-height: 1.35; opacity: 0.8'>{html.escape(note)}</div>"
 

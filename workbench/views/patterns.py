@@ -23,7 +23,7 @@ from .pattern_figures import MatrixFigure, PatternFigure
 from .pattern_request import AGGREGATION, PatternDrawing, PatternRequest, draw_patterns
 from .pattern_tables import COMPILING, MATRIX, numbers_table, status_line
 from .request import same_place
-from .state import deliverer
+from .state import deliverer, when_loaded
 from .tables import caption_html
 from .text import Html
 
@@ -78,7 +78,7 @@ class PatternsView(pn.viewable.Viewer):
         self.param.watch(lambda *_: self.refresh(), drawn_from)
         self.param.watch(lambda *_: self._redraw(), ["blocks"])
         self.param.watch(lambda *_: self._set_opacity(), ["opacity"])
-        AGGREGATION.when_ready(partial(deliverer(), self._compiled))
+        when_loaded(partial(AGGREGATION.when_ready, partial(deliverer(), self._compiled)))
 
     def __panel__(self) -> pn.viewable.Viewable:
         return pn.Row(pn.Column(*self.controls, width=290), self.body, sizing_mode="stretch_width")
@@ -214,7 +214,10 @@ class PatternsView(pn.viewable.Viewer):
         """The page that a link describes; a part of it that does not exist is left out and named on the page."""
         known = {name: value for name, value in query.items() if name in cls.link_state()}
         try:
-            return cls(**known)
+            view = cls(**known)
+            if view._drawing is None:
+                raise ValueError(html.unescape(view._messages.object))
+            return view
         except (ValueError, TypeError) as error:
             view = cls()
             view._fail(ValueError(f"The link could not be followed, the page shows its defaults: {error}"))

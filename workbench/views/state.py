@@ -1,6 +1,7 @@
 """What the pages share: models loaded once per process, their activations at an image, and how warm the kernels are."""
 
 import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -35,18 +36,23 @@ def notebook_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class Recent:
-    """A small cache of the most recently used results; used from the lane's thread only."""
+    """A small cache of the most recently used results, for the lane and for sessions that draw their first picture."""
 
     def __init__(self, size: int) -> None:
         self._size, self._items = size, OrderedDict[Hashable, Any]()
+        self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        if key not in self._items:
-            self._items[key] = make()
+        with self._lock:
+            if key in self._items:
+                self._items.move_to_end(key)
+                return self._items[key]
+        made = make()
+        with self._lock:
+            self._items[key] = made
             while len(self._items) > self._size:
                 self._items.popitem(last=False)
-        self._items.move_to_end(key)
-        return self._items[key]
+        return made
 
 
 _inputs, _operators = Recent(6), Recent(12)
@@ -95,7 +101,8 @@ def shared_image(source: str | bytes, size: int) -> Image:
 def operator_at(model: VisionModel, image: Image, layer: str) -> Any:
     """`operator`, remembering the activations of recent images and recent operators."""
     model.set_backend(KERNELS.backend)
-    key = (model.name, model.weights_sha256, image.sha256, model.backend)
+    settings = json.dumps(model.config, sort_keys=True, default=str)  # some leave names and weights as they are
+    key = (model.name, settings, model.weights_sha256, image.sha256, model.backend)
     inputs = _inputs.get(key, lambda: model.mixer_inputs(image.tensor.to(model.device)))
     return _operators.get((*key, layer), lambda: operator(model, image, layer, inputs))
 
@@ -162,3 +169,14 @@ def deliverer() -> Callable[..., None]:
         loop.call_soon_threadsafe(function, *args)
 
     return in_kernel
+
+
+def when_loaded(call: Callable[[], None]) -> None:
+    """Call once the browser shows the session that is being built, or at once where there is no session.
+
+    What changes between the page's first answer and its connection is not seen by the browser.
+    """
+    if session_document() is None:
+        call()
+    else:
+        pn.state.onload(call)
