@@ -235,6 +235,7 @@ HOW = "A pattern is written as name(argument=value, ...), such as swin(window=7)
          "cswin, stripes and 4 more."),
         ({"pattern": "swin(window=7"}, f"{HOW} 'swin(window=7'."),
         ({"pattern": "swin(7)"}, f"{HOW} 'swin(7)'."),
+        ({"pattern": 5}, f"{HOW} 5."),
         ({"pattern": "swin(shfit=3)"},
          "There is no argument named 'shfit' in swin; did you mean shift? Known: window, shift."),
         ({"pattern": "swin(shift=x)"}, "shift must be a whole number of at most six digits; got 'x'."),
@@ -257,3 +258,22 @@ HOW = "A pattern is written as name(argument=value, ...), such as swin(window=7)
 def test_bad_input_is_one_sentence(change, sentence):
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         patterns(PatternSpec(**change))
+
+
+def test_swin_on_a_map_of_one_window_is_one_window_without_a_shift():
+    found = patterns(PatternSpec("swin", grid=(7, 7)))
+    assert found.sizes["block"] == 1
+    assert (found["counts"] == 49).all()
+    assert float(found["masked"][0]) == 0
+    smaller = patterns(PatternSpec("swin", grid=(5, 6)))
+    assert (smaller["counts"] <= 25).all()
+
+
+def test_a_result_that_is_changed_leaves_the_next_one_as_it_was():
+    spec = PatternSpec("disc(radius=2)", grid=(6, 6))
+    first = patterns(spec)
+    kept = first["counts"].values.copy(), first["reached"].values.copy()
+    first["counts"].values[:], first["reached"].values[:] = 0, 0
+    again = patterns(spec)
+    assert np.array_equal(again["counts"], kept[0])
+    assert np.array_equal(again["reached"], kept[1])

@@ -125,6 +125,10 @@ TOKENS, BIAS, EXTRA = torch.zeros(1, 4, 4, 2, 8), torch.zeros(2, 5, 5), torch.ze
         ({"k": TOKENS[:, :3]}, ValueError, r"k must have the shape of q, \(1, 4, 4, 2, 8\); got \(1, 3, 4, 2, 8\)."),
         ({"v": TOKENS.to("meta")}, ValueError, "v must be on the device of q, cpu; got meta."),
         ({"bias": BIAS.double()}, TypeError, "bias must have the dtype of q, torch.float32; got torch.float64."),
+        (
+            {"pattern": full(), "bias": torch.zeros(2, 7, 7), "k": TOKENS[:, :3], "v": TOKENS[:, :3]}, ValueError,
+            r"bias needs keys on the grid of the queries, \(4, 4\); got keys on \(3, 4\).",
+        ),
         ({"bias": BIAS[:1]}, ValueError, r"bias must be .* = \(2, 5, 5\) for swin 3x3; got \(1, 5, 5\)."),
         ({"scale": "1"}, TypeError, r"scale must be a number, or None for d \*\* -0.5; got str."),
         ({"scale": float("nan")}, ValueError, "scale must be finite; got nan."),

@@ -272,3 +272,11 @@ def test_names_of_stages_and_blocks_survive_more_than_nine_of_them():
     names = layout.translate({f"stage3.{n}.mlp.fc1.bias": torch.ones(1) for n in (2, 20)})
     assert all(re.fullmatch(r"layers\.2\.blocks\.(2|20)\.mlp\.fc1\.bias", name) for name in names)
     assert len(names) == 2
+
+
+def test_a_file_of_no_known_shapes_that_does_not_tell_its_heads_is_refused_until_they_are_given(tmp_path):
+    tensors = drawn(official_shapes(SMALL["dims"], SMALL["depths"], 5))
+    torch.save(tensors, tmp_path / "w.pth")
+    with refusal("w.pth has the shapes of no known variant, .* do not tell how many heads it has: give them"):
+        load_model("cswin_tiny", weights=tmp_path / "w.pth")
+    assert load_model("cswin_tiny", weights=tmp_path / "w.pth", heads=SMALL["heads"]).config["heads"] == SMALL["heads"]

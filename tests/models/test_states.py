@@ -1,11 +1,13 @@
 """Frozen attention layers: rows, columns and the map agree, for heads of one kind, pooled keys, and both together."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 from kernels.attention import axial, block, cross, disc, full, grid, halo, neighborhood, power, swin
+from workbench.models import load_model
 from workbench.models.states import AttentionState, JoinedState, PooledState, pool, to_map, to_tokens
 
 D = 3
@@ -146,3 +148,17 @@ def test_a_state_tells_the_grid_before_padding(make):
     state = make()
     assert state.unpadded is None
     assert replace(state, unpadded=(3, 4)).unpadded == (3, 4)
+
+
+def test_two_threads_that_ask_one_model_get_the_activations_of_their_own_image():
+    model = load_model("swin_nano", device="cpu")
+    images = [torch.full((1, 3, 64, 64), value) for value in (-1.0, 1.0)]
+    expected = [model.mixer_inputs(x) for x in images]
+
+    def ask(n):
+        return [model.mixer_inputs(images[n]) for _ in range(12)]
+
+    with ThreadPoolExecutor(2) as threads:
+        for wanted, found in zip(expected, threads.map(ask, range(2)), strict=True):
+            for inputs in found:
+                assert all(torch.equal(inputs[name], wanted[name]) for name in wanted)

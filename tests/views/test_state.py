@@ -104,3 +104,11 @@ def test_the_kernels_are_compiled_once_however_often_it_is_asked(monkeypatch: py
         kernels.start()
     assert kernels.ready.wait(60)
     assert warmed == [1]
+
+
+def test_models_that_differ_in_a_setting_without_weights_have_operators_of_their_own() -> None:
+    image = state.shared_image("coffee", 64)
+    plain, padded = load_model("gna_nano", device="cpu"), load_model("gna_nano", device="cpu", stride=7)
+    assert plain.weights_sha256 == padded.weights_sha256
+    one, other = (state.operator_at(model, image, "stage1.block1") for model in (plain, padded))
+    assert one.info["pattern"] != other.info["pattern"]
