@@ -130,7 +130,9 @@ class VisionModel(nn.Module):
         m, least = self.size_multiple, max(self.size_multiple, self.least_size)
         if min(rows, cols) < least or rows % m or cols % m:
             at_least = f", at least {least}" if least > m else ""
-            padded = ", or with padding='keys' smaller ones" if least > m and "padding" in self.config else ""
+            padded = (
+                ", or with padding='keys' smaller ones" if min(rows, cols) < least and "padding" in self.config else ""
+            )
             raise ValueError(
                 f"{self.name} takes images whose sides are multiples of {m} pixels{at_least}{padded}; "
                 f"got {rows} x {cols}."
