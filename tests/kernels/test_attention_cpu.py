@@ -100,9 +100,8 @@ def test_keys_that_take_several_blocks_agree(pattern, size, channels, agree, poi
 
 
 @pytest.mark.parametrize("keys", [(3, 5), (1, 1), (14, 20)], ids=str)
-@pytest.mark.parametrize("bias", [False, True])
-def test_keys_on_a_grid_of_their_own_agree(keys, bias, agree, poison):
-    compare(agree, draw(full(), (2, 7, 9, 2, 8), keys=keys, bias=bias), full())
+def test_keys_on_a_grid_of_their_own_agree(keys, agree, poison):
+    compare(agree, draw(full(), (2, 7, 9, 2, 8), keys=keys, bias=False), full())
 
 
 @pytest.mark.parametrize("pattern", [swin(3, 1), neighborhood(3), full(), cross(2)], ids=lambda p: p.name)
