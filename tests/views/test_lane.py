@@ -177,3 +177,78 @@ def test_a_lane_starts_no_thread_before_its_first_job():
     journal.submit("a", "first")
     journal.settle()
     assert len(lanes() - before) == 1
+
+
+def in_steps(journal, name, steps=3, hold=None):
+    """Work in steps that notes each of them, and that it was closed."""
+
+    def run(job):
+        try:
+            for step in range(steps):
+                journal.note("step", name, step)
+                if hold is not None:
+                    assert hold.wait(PATIENCE)
+                yield step
+        finally:
+            journal.note("closed", name)
+        return name
+
+    return run
+
+
+def submit_steps(journal, owner, name, **settings):
+    job = journal.submit(owner, name, in_steps(journal, name, **settings))
+    job.partly = lambda item: journal.note("partly", name, item)
+    return job
+
+
+def test_work_in_steps_shows_what_each_of_them_gave_and_then_its_result(journal):
+    release, _ = journal.hold()
+    submit_steps(journal, "a", "long", steps=2)
+    release.set()
+    journal.wait_for("done", "long")
+    parts = [event for event in journal.events if event[0] in ("partly", "done") and event[1] != "hold"]
+    assert parts == [("partly", "long", 0), ("partly", "long", 1), ("done", "long")]
+
+
+def test_between_two_steps_the_others_have_their_turn(journal):
+    release, _ = journal.hold()
+    submit_steps(journal, "a", "long")
+    journal.submit("b", "short")
+    release.set()
+    journal.wait_for("done", "long")
+    at = {event: place for place, event in enumerate(journal.events)}
+    assert at["step", "long", 0] < at["done", "short"] < at["step", "long", 1]
+
+
+def test_cancelled_work_in_steps_is_closed_and_delivers_nothing_more(journal):
+    hold = threading.Event()
+    submit_steps(journal, "a", "long", hold=hold)
+    journal.wait_for("step", "long", 0)
+    journal.lane.cancel("a")
+    hold.set()
+    journal.wait_for("closed", "long")
+    journal.settle()
+    assert not [event for event in journal.events if event[0] in ("partly", "done") and event[1] == "long"]
+    assert ("step", "long", 1) not in journal.events
+
+
+def test_a_newer_request_takes_the_place_of_work_in_steps(journal):
+    hold = threading.Event()
+    submit_steps(journal, "a", "old", hold=hold)
+    journal.wait_for("step", "old", 0)
+    submit_steps(journal, "a", "new")
+    hold.set()
+    journal.wait_for("done", "new")
+    assert ("closed", "old") in journal.events
+    assert ("step", "old", 1) not in journal.events
+
+
+def test_work_in_steps_that_fails_says_so_once(journal):
+    def run(job):
+        yield 1
+        raise ValueError("broken")
+
+    journal.submit("a", "a", run)
+    journal.wait_for("failed", "broken")
+    assert journal.settle().count(("failed", "broken")) == 1

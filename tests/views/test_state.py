@@ -99,7 +99,7 @@ def test_an_operator_follows_the_backend_that_the_kernels_allow(monkeypatch: pyt
 
 def test_the_kernels_are_compiled_once_however_often_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels, warmed = Kernels(), []
-    monkeypatch.setattr(kernels, "_warm", lambda: (warmed.append(1), kernels.ready.set()))
+    monkeypatch.setattr(kernels, "work", lambda: warmed.append(1))
     for _ in range(3):
         kernels.start()
     assert kernels.ready.wait(60)

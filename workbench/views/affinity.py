@@ -1,7 +1,5 @@
 """The Affinity page: click a pixel, see what a layer lets it read, for one model or two side by side."""
 
-import html
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +16,8 @@ from workbench.operators import REDUCTIONS
 from workbench.plots.affinity import caption, colour_range, is_signed, over_channels
 
 from .figure import MosaicFigure, PhotographFigure
-from .lane import LANE, Job
+from .lane import Job
+from .page import WIDE, WRAP, PageView, arrows
 from .request import Cells, Drawing, Request, cells_of, draw, moved, picture
 from .script import python_of
 from .state import KERNELS, deliverer, model_names, shared_model, when_loaded
@@ -29,8 +28,10 @@ NONE = "none"
 ALL_CHANNELS = -1
 
 
-class AffinityView(pn.viewable.Viewer):
-    """The page's state and its parts: `controls`, `body`, or both together when shown in a notebook cell."""
+class AffinityView(PageView):
+    """One query in one model or two; see `PageView`."""
+
+    LINK = ("image", "model", "layer", "other", "other_layer", "row", "col", "side", "reduce", "channel", "scale")
 
     image: Any = param.Selector(default="coffee", objects=["coffee"])
     upload = param.Bytes(default=None)
@@ -57,11 +58,8 @@ class AffinityView(pn.viewable.Viewer):
                 raise ValueError(unknown(kind, str(params[name]), known))
         wanted = {name: params.pop(name) for name in ("row", "col", "layer", "other_layer") if name in params}
         super().__init__(**params)
-        self._drawing: Drawing | None = None
         self.photograph = PhotographFigure(self.query)
         self.figures = (MosaicFigure(self.query, "mosaic-a"), MosaicFigure(self._query_other, "mosaic-b"))
-        self._messages = pmui.Alert("", severity="error", visible=False, sizing_mode="stretch_width")
-        self._status = Html("", sizing_mode="stretch_width", margin=(4, 10))
         self._numbers = Html("", sizing_mode="stretch_width")
         self._warming = Html(WARMING, sizing_mode="stretch_width")
         self._captions = tuple(Html("", sizing_mode="stretch_width", margin=(0, 10, 4, 10)) for _ in self.figures)
@@ -71,7 +69,6 @@ class AffinityView(pn.viewable.Viewer):
             for figure, caption_ in zip(self.figures, self._captions, strict=True)
         )
         self._latency = Html(NOT_MEASURED, sizing_mode="stretch_width")
-        self._code = pmui.TextAreaInput(value="", visible=False)
         self._set_layers("model", wanted.get("layer"))
         self._set_layers("other", wanted.get("other_layer"))
         self._placed_on = self._cells()  # the cells that row and col count on
@@ -86,11 +83,8 @@ class AffinityView(pn.viewable.Viewer):
         self.param.watch(lambda *_: self._redraw(), ["scale"])
         self.param.watch(lambda *_: self._set_opacity(), ["opacity"])
         KERNELS.start()
-        self._first_picture()
+        self._try(lambda: self._show(draw(self.request())))  # the page opens on a finished picture
         when_loaded(partial(KERNELS.when_ready, partial(deliverer(), self._warmed)))
-
-    def __panel__(self) -> pn.viewable.Viewable:
-        return pn.Row(pn.Column(*self.controls, width=290), self.body, sizing_mode="stretch_width")
 
     # State
 
@@ -152,12 +146,7 @@ class AffinityView(pn.viewable.Viewer):
 
     def refresh(self) -> None:
         """Ask the lane for the current picture; an older request of this page that still waits is dropped."""
-        self._submit(partial(draw, self.request()), self._show)
-
-    def _submit(self, run: Callable[[Job], Any], show: Callable[[Any], None], owner: str = "picture") -> None:
-        deliver = deliverer()
-        failed = partial(deliver, self._fail)
-        LANE.submit((id(self), owner), Job(run, partial(deliver, show), failed))
+        self.submit(partial(draw, self.request()), self._show)
 
     def _warmed(self) -> None:
         """Draw again with the compiled kernels, and say no more that they are missing."""
@@ -165,17 +154,8 @@ class AffinityView(pn.viewable.Viewer):
         if self._drawing is not None and any(r.attrs["backend"] == "reference" for r in self._drawing.results):
             self.refresh()
 
-    def _first_picture(self) -> None:
-        """The page opens on a finished picture, so the first one is computed before the page is sent."""
-        try:
-            self._show(draw(self.request()))
-        except (ValueError, OSError) as error:
-            self._fail(error)
-
     def _fail(self, error: Exception) -> None:
-        """One sentence; the picture that is shown stays."""
-        text = str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
-        self._messages.param.update(object=html.escape(text), visible=True)
+        super()._fail(error)
         if self.upload is not None and self._drawing is not None:
             with param.parameterized.discard_events(self):
                 self.upload = None
@@ -223,7 +203,7 @@ class AffinityView(pn.viewable.Viewer):
                 found.append(measure(model, picture(request, model.input_size), layer))
             return found
 
-        self._submit(run, self._show_latency, owner="latency")
+        self.submit(run, self._show_latency, owner="latency")
 
     def _show_latency(self, results: list[xr.Dataset]) -> None:
         self._latency.object = latency_table(results)
@@ -234,90 +214,51 @@ class AffinityView(pn.viewable.Viewer):
         """Python that computes the maps that are drawn."""
         return python_of(self.request(), self._drawing)
 
-    @classmethod
-    def from_address(cls, query: dict[str, Any]) -> "AffinityView":
-        """The page that a link describes; a part of it that does not exist is left out and named on the page."""
-        known = {name: value for name, value in query.items() if name in cls.link_state()}
-        try:
-            view = cls(**known)
-            if view._drawing is None:
-                raise ValueError(html.unescape(view._messages.object))
-            return view
-        except (ValueError, TypeError) as error:
-            view = cls()
-            view._fail(ValueError(f"The link could not be followed, the page shows its defaults: {error}"))
-            return view
-
-    @staticmethod
-    def link_state() -> dict[str, str]:
-        """Parameter -> name in the address of the page."""
-        names = ("image", "model", "layer", "other", "other_layer", "row", "col", "side", "reduce", "channel", "scale")
-        return {name: name for name in names}
-
     # Parts
 
     def _make_controls(self) -> list[Any]:
         """The controls, in the order in which the keyboard reaches them."""
-        wide = {"sizing_mode": "stretch_width", "size": "small"}
         p = self.param
-        arrows = {"←": (0, -1), "↑": (-1, 0), "↓": (1, 0), "→": (0, 1)}
-        names = {"←": "left", "↑": "up", "↓": "down", "→": "right"}
-        moves = []
-        for arrow, step in arrows.items():
-            button = pmui.Button(
-                label=arrow, size="small", variant="outlined", sizing_mode="stretch_width", margin=2,
-                description=f"move the query one cell {names[arrow]}",
-            )  # fmt: skip
-            button.on_click(partial(self._moved, step))
-            moves.append(button)
         upload = pmui.FileInput(
-            label="Upload a picture", accept="image/*", max_file_size=64_000_000, variant="outlined", **wide
+            label="Upload a picture", accept="image/*", max_file_size=64_000_000, variant="outlined", **WIDE
         )
         upload.param.watch(self._uploaded, "value")
         return [
-            pmui.Select.from_param(p.image, label="Picture", **wide),
+            pmui.Select.from_param(p.image, label="Picture", **WIDE),
             upload,
-            pmui.Select.from_param(p.model, label="Model", **wide),
-            pmui.DiscreteSlider.from_param(p.layer, label="Layer", **wide),
-            pmui.Select.from_param(p.other, label="Beside it", **wide),
-            pmui.DiscreteSlider.from_param(p.other_layer, label="Its layer", **wide),
-            pmui.RadioButtonGroup.from_param(p.side, label="Show", **wide),
+            pmui.Select.from_param(p.model, label="Model", **WIDE),
+            pmui.DiscreteSlider.from_param(p.layer, label="Layer", **WIDE),
+            pmui.Select.from_param(p.other, label="Beside it", **WIDE),
+            pmui.DiscreteSlider.from_param(p.other_layer, label="Its layer", **WIDE),
+            pmui.RadioButtonGroup.from_param(p.side, label="Show", **WIDE),
             pn.Row(
-                pmui.IntInput.from_param(p.row, label="Row", **wide),
-                pmui.IntInput.from_param(p.col, label="Column", **wide),
+                pmui.IntInput.from_param(p.row, label="Row", **WIDE),
+                pmui.IntInput.from_param(p.col, label="Column", **WIDE),
                 sizing_mode="stretch_width",
             ),
-            pn.Row(*moves, sizing_mode="stretch_width", margin=(0, 8)),
-            pmui.Select.from_param(p.reduce, label="Channels or heads", **wide),
-            pmui.IntInput.from_param(p.channel, label="One channel (-1: all)", **wide),
-            pmui.Select.from_param(p.scale, label="Colours", **wide),
-            pmui.FloatSlider.from_param(p.opacity, label="Opacity of the map", **wide),
+            arrows(self.move, "the query"),
+            pmui.Select.from_param(p.reduce, label="Channels or heads", **WIDE),
+            pmui.IntInput.from_param(p.channel, label="One channel (-1: all)", **WIDE),
+            pmui.Select.from_param(p.scale, label="Colours", **WIDE),
+            pmui.FloatSlider.from_param(p.opacity, label="Opacity of the map", **WIDE),
         ]
 
     def _make_body(self) -> pn.Column:
         measure_button = pmui.Button(label="Measure on this machine now", variant="outlined", size="small")
         measure_button.on_click(self.measure_now)
-        copy = "navigator.clipboard.writeText({})"
-        as_python = pmui.Button(label="Copy as Python", variant="outlined", size="small")
-        as_python.js_on_click(args={"code": self._code}, code=copy.format("code.data.value"))
-        link = pmui.Button(label="Copy link", variant="outlined", size="small")
-        link.js_on_click(code=copy.format("window.location.href"))
         left = pn.Column(
-            self.photograph.pane, self._numbers, self._warming, pn.Row(as_python, link), self._code,
+            self.photograph.pane, self._numbers, self._warming, self.sharing(),
             styles={"flex": "0 1 320px", "min-width": "260px"},
         )  # fmt: skip
         right = pn.FlexBox(*self._panels, sizing_mode="stretch_width", styles={"flex": "1 1 560px", "min-width": "0"})
         return pn.Column(
             self._messages,
             self._status,
-            pn.FlexBox(left, right, flex_wrap="wrap", sizing_mode="stretch_width", align_items="flex-start"),
+            pn.FlexBox(left, right, **WRAP),
             pn.Row(pmui.Typography("Cost on this machine", variant="h6"), measure_button),
             self._latency,
             sizing_mode="stretch_width",
         )
-
-    def _moved(self, step: tuple[int, int], event: Any) -> None:
-        self.move(*step)
 
     def _uploaded(self, event: param.parameterized.Event) -> None:
         if event.new:

@@ -1,25 +1,61 @@
 """The one lane that all torch work of a process goes through.
 
 Requests wait in the order of their owners; a newer request of an owner takes the place of its older one that still
-waits. A timing that runs in the lane therefore has the machine's kernels to itself.
+waits. A timing that runs in the lane therefore has the machine's kernels to itself. Long work comes in steps, and after
+each step the others that wait have their turn.
 """
 
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass
 class Job:
-    """One request. `run` may poll `cancelled`; `done(result)` or `failed(error)` is called in the lane's thread."""
+    """One request. `run` may poll `cancelled`; `done(result)` or `failed(error)` is called in the lane's thread.
+
+    Where `run` returns a generator, each of its steps is a turn of its own in the lane: `partly(item)` is called with
+    what it yields, and `done` with what it returns. One that is cancelled has its generator closed.
+    """
 
     run: Callable[["Job"], Any]
     done: Callable[[Any], None]
     failed: Callable[[Exception], None]
+    partly: Callable[[Any], None] = lambda item: None
     cancelled: threading.Event = field(default_factory=threading.Event)
+    steps: Generator[Any, None, Any] | None = None
+
+    def perform(self) -> None:
+        """Run, or run the next step; `steps` is None when nothing is left to do."""
+        try:
+            result, deliver = self._advance()
+        except Exception as error:
+            result, deliver, self.steps = error, self.failed, None
+        if not self.cancelled.is_set():
+            deliver(result)
+
+    def _advance(self) -> tuple[Any, Callable[[Any], None]]:
+        """What the next step gave, and who is told."""
+        if self.steps is None:
+            result = self.run(self)
+            if not isinstance(result, Generator):
+                return result, self.done
+            self.steps = result
+        try:
+            return next(self.steps), self.partly
+        except StopIteration as end:
+            self.steps = None
+            return end.value, self.done
+
+    def drop(self) -> None:
+        """Give the job up, between two steps."""
+        self.cancelled.set()
+        if self.steps is not None:
+            self.steps.close()
+            self.steps = None
 
 
 class Lane:
@@ -35,7 +71,7 @@ class Lane:
         """Queue a job in the place of the owner's that still waits; one that runs is asked to stop."""
         with self._changed:
             if owner in self._waiting:
-                self._waiting[owner].cancelled.set()
+                self._waiting[owner].drop()
             self._stop_running(owner)
             self._waiting[owner] = job
             if self._worker is None:
@@ -48,7 +84,7 @@ class Lane:
         with self._changed:
             dropped = self._waiting.pop(owner, None)
             if dropped is not None:
-                dropped.cancelled.set()
+                dropped.drop()
             self._stop_running(owner)
 
     def _stop_running(self, owner: Hashable) -> None:
@@ -64,20 +100,20 @@ class Lane:
                 owner, job = self._waiting.popitem(last=False)
                 self._running = owner, job
             try:
-                self._perform(job)
+                job.perform()
             except Exception:  # the receiver's fault, such as a page that is gone: the lane serves the others
                 logging.getLogger(__name__).exception("A result of the lane could not be delivered.")
+                job.drop()
+            if job.steps is not None:
+                self._queue_again(owner, job)
 
-    @staticmethod
-    def _perform(job: Job) -> None:
-        try:
-            result = job.run(job)
-        except Exception as error:
-            if not job.cancelled.is_set():
-                job.failed(error)
-        else:
-            if not job.cancelled.is_set():
-                job.done(result)
+    def _queue_again(self, owner: Hashable, job: Job) -> None:
+        """Put a job with steps left behind those that wait, unless it was cancelled or its owner has a newer one."""
+        with self._changed:
+            if owner in self._waiting or job.cancelled.is_set():
+                job.drop()
+            else:
+                self._waiting[owner] = job
 
 
 #: The lane of this process.

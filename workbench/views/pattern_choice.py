@@ -10,8 +10,9 @@ import param
 from workbench.analysis import families
 from workbench.analysis.families import FAMILIES, WORDS, Value
 
+from .page import WIDE
+
 NONE = "none"
-WIDE = {"sizing_mode": "stretch_width", "size": "small"}
 
 #: The arguments in words.
 LABELS = {

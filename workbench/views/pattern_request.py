@@ -1,7 +1,5 @@
 """What the Patterns page asks the lane for, and what comes back: plain data, computed without a session."""
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,6 +9,7 @@ import xarray as xr
 from workbench.analysis.patterns import PatternSpec, patterns, relation
 from workbench.plots.patterns import aggregate
 
+from .background import Background
 from .lane import Job
 from .request import DISPLAY
 from .state import shared_image
@@ -52,35 +51,15 @@ def _matrix(pattern: str, grid: tuple[int, int]) -> Matrix:
     return found, aggregate(found, (0, len(found)), (0, len(found)))
 
 
-class Aggregation:
+class Aggregation(Background):
     """Datashader's code, which takes seconds to compile once per process: nobody should wait for it."""
 
-    def __init__(self) -> None:
-        self.ready = threading.Event()
-        self._changing = threading.Lock()
-        self._begun = False
-        self._waiting: list[Callable[[], None]] = []
+    name = "workbench-matrix"
 
-    def when_ready(self, call: Callable[[], None]) -> None:
-        """Call once the code is compiled, from another thread; at once if it is. The first caller starts it."""
-        with self._changing:
-            if not self.ready.is_set():
-                self._waiting.append(call)
-                if not self._begun:
-                    self._begun = True
-                    threading.Thread(target=self._compile, name="workbench-matrix", daemon=True).start()
-                return
-        call()
-
-    def _compile(self) -> None:
+    def work(self) -> None:
         small = np.zeros((8, 8), np.uint8)
         for pixels in (4, 16):  # two functions: one for more cells than pixels, one for fewer
             aggregate(small, (0, 8), (0, 8), pixels)
-        with self._changing:
-            self.ready.set()
-            waiting, self._waiting = self._waiting, []
-        for call in waiting:
-            call()
 
 
 #: The matrix's code in this process.

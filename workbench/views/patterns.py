@@ -1,6 +1,5 @@
 """The Patterns page: click a position, see which keys an attention pattern reads and how far a stack of it reaches."""
 
-import html
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,8 +16,8 @@ from workbench.names import unknown
 from workbench.plots.patterns import caption, deepest
 
 from .figure import Position
-from .lane import LANE, Job
-from .pattern_choice import NONE, WIDE, PatternChoice
+from .page import WIDE, WRAP, PageView, arrows
+from .pattern_choice import NONE, PatternChoice
 from .pattern_figures import MatrixFigure, PatternFigure
 from .pattern_request import AGGREGATION, PatternDrawing, PatternRequest, draw_patterns
 from .pattern_tables import COMPILING, MATRIX, numbers_table, status_line
@@ -31,8 +30,12 @@ from .text import Html
 ALL_BLOCKS = 0
 
 
-class PatternsView(pn.viewable.Viewer):
-    """The page's state and its parts: `controls`, `body`, or both together when shown in a notebook cell."""
+class PatternsView(PageView):
+    """One query under one pattern or two; see `PageView`."""
+
+    LINK = (
+        "pattern", "other", "image", "rows", "cols", "row", "col", "blocks", "query_tile", "key_tile", "matrix",
+    )  # fmt: skip
 
     pattern = param.String(default="swin(window=7, shift=3)")
     other = param.String(default="nat(kernel=7)")
@@ -58,30 +61,23 @@ class PatternsView(pn.viewable.Viewer):
         super().__init__(**params)
         given = {name: params[name] for name in ("row", "col") if name in params}
         self.param.update(**{"row": self.rows * 9 // 20, "col": self.cols * 11 // 20} | given)
-        self._drawing: PatternDrawing | None = None
         self._tabled: tuple[PatternSpec, ...] = ()
         self._placed_on: Position = (self.rows, self.cols)
         self.figures = (PatternFigure(self.query, "pattern-a"), PatternFigure(self.query, "pattern-b"))
         self.matrices = (MatrixFigure("matrix-a"), MatrixFigure("matrix-b"))
-        self._messages = pmui.Alert("", severity="error", visible=False, sizing_mode="stretch_width")
-        self._status = Html("", sizing_mode="stretch_width", margin=(4, 10))
         self._numbers = Html("", sizing_mode="stretch_width")
         self._compiling = Html(COMPILING, sizing_mode="stretch_width", margin=(0, 10))
         self._captions = tuple(Html("", sizing_mode="stretch_width", margin=(0, 10, 4, 10)) for _ in self.figures)
-        self._code = pmui.TextAreaInput(value="", visible=False)
         self._slider = pmui.IntSlider.from_param(self.param.blocks, label="Blocks in the stack (0: all)", end=1, **WIDE)
         self._panels = self._make_panels()
         self.controls, self.body = self._make_controls(), self._make_body()
-        self._first_picture()
+        self._try(lambda: self._show(draw_patterns(self.request())))  # the page opens on a finished picture
         self.param.watch(lambda *_: self._keep_place(), ["rows", "cols"])
         drawn_from = ["pattern", "other", "image", "rows", "cols", "row", "col", "query_tile", "key_tile", "matrix"]
         self.param.watch(lambda *_: self.refresh(), drawn_from)
         self.param.watch(lambda *_: self._redraw(), ["blocks"])
         self.param.watch(lambda *_: self._set_opacity(), ["opacity"])
         when_loaded(partial(AGGREGATION.when_ready, partial(deliverer(), self._compiled)))
-
-    def __panel__(self) -> pn.viewable.Viewable:
-        return pn.Row(pn.Column(*self.controls, width=290), self.body, sizing_mode="stretch_width")
 
     # State
 
@@ -117,33 +113,19 @@ class PatternsView(pn.viewable.Viewer):
 
     def refresh(self) -> None:
         """Ask the lane for the current picture; an older request of this page that still waits is dropped."""
-        deliver = deliverer()
         try:
             request = self.request()
         except ValueError as error:
-            LANE.cancel(id(self))
+            self.cancel()
             self._fail(error)
             return
-        run = partial(draw_patterns, request)
-        LANE.submit(id(self), Job(run, partial(deliver, self._show), partial(deliver, self._fail)))
-
-    def _first_picture(self) -> None:
-        """The page opens on a finished picture, so the first one is computed before the page is sent."""
-        try:
-            self._show(draw_patterns(self.request()))
-        except (ValueError, OSError) as error:
-            self._fail(error)
+        self.submit(partial(draw_patterns, request), self._show)
 
     def _compiled(self) -> None:
         """Draw the matrices, and say no more that they are missing."""
         self._compiling.visible = False
         if self.matrix:
             self.refresh()
-
-    def _fail(self, error: Exception) -> None:
-        """One sentence; the picture that is shown stays."""
-        text = str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
-        self._messages.param.update(object=html.escape(text), visible=True)
 
     def _show(self, drawing: PatternDrawing) -> None:
         self._drawing = drawing
@@ -189,7 +171,8 @@ class PatternsView(pn.viewable.Viewer):
         assert self._drawing is not None
         spec = self._specs()[i]
         query = spec.position[0] * spec.grid[1] + spec.position[1]
-        self.matrices[i].show(spec.pattern, *self._drawing.matrices[i], query, most, after)
+        matrix, whole = self._drawing.matrices[i]
+        self.matrices[i].show(spec.pattern, matrix, whole, query, most, after)
 
     def _set_opacity(self) -> None:
         for figure in self.figures:
@@ -209,40 +192,11 @@ class PatternsView(pn.viewable.Viewer):
             ]
         return "\n".join(lines) + "\n"
 
-    @classmethod
-    def from_address(cls, query: dict[str, Any]) -> "PatternsView":
-        """The page that a link describes; a part of it that does not exist is left out and named on the page."""
-        known = {name: value for name, value in query.items() if name in cls.link_state()}
-        try:
-            view = cls(**known)
-            if view._drawing is None:
-                raise ValueError(html.unescape(view._messages.object))
-            return view
-        except (ValueError, TypeError) as error:
-            view = cls()
-            view._fail(ValueError(f"The link could not be followed, the page shows its defaults: {error}"))
-            return view
-
-    @staticmethod
-    def link_state() -> dict[str, str]:
-        """Parameter -> name in the address of the page."""
-        names = ("pattern", "other", "image", "rows", "cols", "row", "col", "blocks", "query_tile", "key_tile")
-        return {name: name for name in (*names, "matrix")}
-
     # Parts
 
     def _make_controls(self) -> list[Any]:
         """The controls, in the order in which the keyboard reaches them."""
         p = self.param
-        arrows = {"←": (0, -1, "left"), "↑": (-1, 0, "up"), "↓": (1, 0, "down"), "→": (0, 1, "right")}
-        moves = []
-        for arrow, (down, right, name) in arrows.items():
-            button = pmui.Button(
-                label=arrow, size="small", variant="outlined", sizing_mode="stretch_width", margin=2,
-                description=f"move the query one cell {name}",
-            )  # fmt: skip
-            button.on_click(partial(self._moved, (down, right)))
-            moves.append(button)
         return [
             PatternChoice(self, "pattern", "Pattern"),
             PatternChoice(self, "other", "Beside it", optional=True),
@@ -256,7 +210,7 @@ class PatternsView(pn.viewable.Viewer):
                 pmui.IntInput.from_param(p.col, label="Query column", **WIDE),
                 sizing_mode="stretch_width",
             ),
-            pn.Row(*moves, sizing_mode="stretch_width", margin=(0, 8)),
+            arrows(self.move, "the query"),
             self._slider,
             pmui.Select.from_param(p.image, label="Picture", **WIDE),
             pmui.FloatSlider.from_param(p.opacity, label="Opacity of the map", **WIDE),
@@ -286,23 +240,14 @@ class PatternsView(pn.viewable.Viewer):
         return (*maps, *matrices)
 
     def _make_body(self) -> pn.Column:
-        copy = "navigator.clipboard.writeText({})"
-        as_python = pmui.Button(label="Copy as Python", variant="outlined", size="small")
-        as_python.js_on_click(args={"code": self._code}, code=copy.format("code.data.value"))
-        link = pmui.Button(label="Copy link", variant="outlined", size="small")
-        link.js_on_click(code=copy.format("window.location.href"))
-        wrap = {"flex_wrap": "wrap", "sizing_mode": "stretch_width", "align_items": "flex-start"}
         numbers = pn.Column(
-            self._numbers, self._compiling, pn.Row(as_python, link), self._code,
+            self._numbers, self._compiling, self.sharing(),
             sizing_mode="stretch_width", styles={"flex": "1 1 390px", "min-width": "0", "max-width": "640px"},
         )  # fmt: skip
         return pn.Column(
             self._messages,
             self._status,
-            pn.FlexBox(*self._panels[:2], **wrap),
-            pn.FlexBox(numbers, *self._panels[2:], **wrap),
+            pn.FlexBox(*self._panels[:2], **WRAP),
+            pn.FlexBox(numbers, *self._panels[2:], **WRAP),
             sizing_mode="stretch_width",
         )
-
-    def _moved(self, step: tuple[int, int], event: Any) -> None:
-        self.move(*step)

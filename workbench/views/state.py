@@ -17,6 +17,8 @@ from workbench.models import list_models, load_model
 from workbench.models.base import VisionModel
 from workbench.operators import operator
 
+from .background import Background
+
 
 def session_document() -> Any:
     """The Bokeh document of the served session that is running now; None in a notebook, a script or a test."""
@@ -107,45 +109,21 @@ def operator_at(model: VisionModel, image: Image, layer: str) -> Any:
     return _operators.get((*key, layer), lambda: operator(model, image, layer, inputs))
 
 
-class Kernels:
-    """Whether the CPU kernels are compiled. Until they are, layers run on the reference backend."""
+class Kernels(Background):
+    """The CPU kernels' compilation. Until it is done, layers run on the reference backend."""
 
-    def __init__(self) -> None:
-        self.ready = threading.Event()
-        self._started = threading.Lock()
-        self._begun = False
-        self._waiting: list[Callable[[], None]] = []
+    name = "workbench-warm"
 
     @property
     def backend(self) -> str:
         return "auto" if self.ready.is_set() else "reference"
 
-    def when_ready(self, call: Callable[[], None]) -> None:
-        """Call once the kernels are compiled, from another thread; at once if they are."""
-        with self._started:
-            if not self.ready.is_set():
-                self._waiting.append(call)
-                return
-        call()
-
-    def start(self) -> None:
+    def work(self) -> None:
         """Compile in a process of its own (which fills numba's cache), then load the compiled code here."""
-        with self._started:
-            if self._begun:
-                return
-            self._begun = True
-        threading.Thread(target=self._warm, name="workbench-warm", daemon=True).start()
-
-    def _warm(self) -> None:
         from kernels.warm import warm
 
         subprocess.run([sys.executable, "-m", "kernels.warm"], check=False, capture_output=True)
         warm()
-        with self._started:
-            self.ready.set()
-            waiting, self._waiting = self._waiting, []
-        for call in waiting:
-            call()
 
 
 #: The kernels of this process.
