@@ -1,7 +1,7 @@
 """The Affinity page: click a pixel, see what a layer lets it read, for one model or two side by side."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import panel as pn
 import panel_material_ui as pmui
@@ -85,6 +85,10 @@ class AffinityView(PageView):
         KERNELS.start()
         self._try(lambda: self._show(draw(self.request())))  # the page opens on a finished picture
         when_loaded(partial(KERNELS.when_ready, partial(deliverer(), self._warmed)))
+
+    @classmethod
+    def opened(cls, model: Any, image: Any, **state: Any) -> Self:
+        return super().opened(model, image, **({"other": NONE} | state))
 
     # State
 

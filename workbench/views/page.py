@@ -1,6 +1,7 @@
 """What every page shares: its messages, its link, its work in the lane, and the buttons that pages have in common."""
 
 import html
+import io
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
@@ -8,9 +9,12 @@ from typing import Any, Self
 import panel as pn
 import panel_material_ui as pmui
 import param
+import PIL.Image
+
+from workbench.images import Image, list_images, load_image
 
 from .lane import LANE, Job
-from .state import deliverer
+from .state import deliverer, offer
 from .text import Html
 
 #: What the inputs of a page's controls have in common.
@@ -77,7 +81,12 @@ class PageView(pn.viewable.Viewer):
         except (ValueError, OSError) as error:
             self._fail(error)
 
-    # Sharing
+    # Opening and sharing
+
+    @classmethod
+    def opened(cls, model: Any, image: Any, **state: Any) -> Self:
+        """The page on the model and the image that `workbench.show` was given; either may be None for its own."""
+        return cls(model=named(model), **state, **picture_state(image))
 
     @classmethod
     def link_state(cls) -> dict[str, str]:
@@ -106,6 +115,23 @@ class PageView(pn.viewable.Viewer):
         link = pmui.Button(label="Copy link", variant="outlined", size="small")
         link.js_on_click(code=copy.format("window.location.href"))
         return pn.Row(as_python, link, self._code)
+
+
+def named(model: Any) -> str:
+    """The name by which the pages know a model: its own, or one under which a loaded model is offered to them."""
+    return model if isinstance(model, str) else offer(model)
+
+
+def picture_state(image: Any) -> dict[str, Any]:
+    """The parameters `image` or `upload` of a page for what `load_image` takes."""
+    if image is None:
+        return {}
+    if isinstance(image, str) and image in list_images():
+        return {"image": image}
+    picture = image if isinstance(image, Image) else load_image(image, size=None)
+    file = io.BytesIO()
+    PIL.Image.fromarray(picture.rgb).save(file, "PNG")
+    return {"upload": file.getvalue()}
 
 
 def arrows(move: Callable[[int, int], None], what: str) -> pn.Row:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import panel as pn
 import panel_material_ui as pmui
@@ -78,6 +78,17 @@ class PatternsView(PageView):
         self.param.watch(lambda *_: self._redraw(), ["blocks"])
         self.param.watch(lambda *_: self._set_opacity(), ["opacity"])
         when_loaded(partial(AGGREGATION.when_ready, partial(deliverer(), self._compiled)))
+
+    @classmethod
+    def opened(cls, model: Any, image: Any, **state: Any) -> Self:
+        """The page without a model, which it does not need; of images it shows those that ship."""
+        if image is not None and not (isinstance(image, str) and image in list_images()):
+            given = repr(image) if isinstance(image, str) else type(image).__name__
+            names = ", ".join(list_images())
+            raise ValueError(
+                f"image must be the name of a picture on the page of patterns, one of {names}; got {given}."
+            )
+        return cls(**({"other": NONE} | state), **({} if image is None else {"image": image}))
 
     # State
 
