@@ -11,18 +11,23 @@ if getattr(kernels, "DISTRIBUTION", None) != "gspn-workbench":
     )
 
 from workbench.analysis.affinity import AffinitySpec, affinity
+from workbench.analysis.attribution import AttributionSpec, attribute
 from workbench.analysis.latency import measure
 from workbench.analysis.patterns import PatternSpec, list_patterns, patterns
+from workbench.analysis.receptive_field import ReceptiveFieldSpec, receptive_field
 from workbench.images import Image, list_images, load_image
 from workbench.models import list_models, load_model
 from workbench.operators import SpatialOperator, operator
 
 __all__ = [
     "AffinitySpec",
+    "AttributionSpec",
     "Image",
     "PatternSpec",
+    "ReceptiveFieldSpec",
     "SpatialOperator",
     "affinity",
+    "attribute",
     "list_images",
     "list_models",
     "list_patterns",
@@ -31,6 +36,7 @@ __all__ = [
     "measure",
     "operator",
     "patterns",
+    "receptive_field",
     "show",
 ]
 

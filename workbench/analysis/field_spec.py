@@ -1,0 +1,177 @@
+"""What a receptive field is computed with: the Spec, and how a request becomes one with nothing left open."""
+
+import operator
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from workbench.models.base import VisionModel
+from workbench.names import unknown
+
+from .field_gradient import CHANNELS, DTYPES, GRADIENTS, channel_of, device_of, evaluating, exact, features, has_layers
+from .mass import THRESHOLDS
+
+#: "centre", a cell (row, col), or an evenly spaced grid of units such as "3x3".
+UNIT = Literal["centre"] | tuple[int, int] | str
+
+#: How `load_image` brings a picture to the size, in words.
+RESIZE = "the largest centred region of that shape, resized by antialiased bicubic interpolation"
+
+#: Units of one run: each costs a backward pass and a map.
+MOST_UNITS = 64
+
+#: Pixels of a batch, and its images at most: a batch is the least that is waited for, and what a cancel throws away.
+BATCH_PIXELS, BATCH_IMAGES = 4 * 64 * 64, 8
+
+
+@dataclass(frozen=True)
+class ReceptiveFieldSpec:
+    """All that decides a receptive field of a model and images; `resolve` makes one.
+
+    layer: a name from `model.layers()`, or of a plain module's submodule, "" for the module itself. unit: cells (row,
+    col) of the layer's map; unit_name: how they were asked for. size: (rows, cols) of the picture in pixels. grid:
+    (rows, cols) of the layer's map. channels: a name of `CHANNELS`, or "channel 5". gradient: a name of `GRADIENTS`.
+    thresholds: the shares of the mass whose areas are stated. batch: images of a pass; rounding depends on it. dtype:
+    of the passes, "float32" or "float64". resize: how files are brought to the size, in words.
+    """
+
+    layer: str
+    unit: tuple[tuple[int, int], ...]
+    unit_name: str
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    channels: str = "relu_sum"
+    gradient: str = "relu"
+    thresholds: tuple[float, ...] = THRESHOLDS
+    batch: int = 1
+    dtype: str = "float32"
+    resize: str = RESIZE
+
+
+#: What may be given to `resolve` by name.
+OPTIONS = ("channels", "gradient", "thresholds", "batch", "dtype")
+
+
+def resolve(
+    model: Any,
+    layer: str | None = None,
+    unit: UNIT = "centre",
+    size: int | tuple[int, int] | None = None,
+    **options: Any,
+) -> ReceptiveFieldSpec:
+    """The complete Spec for a request: the cells of the unit, the size and grid, and every default.
+
+    Args:
+        model: see `receptive_field`.
+        layer: None: the last of `model.layers()`, or the output of a plain module.
+        unit: "centre", which is cell (h // 2, w // 2), a cell (row, col), or "3x3" for 9 cells evenly spaced.
+        size: pixels, a side or (rows, cols); None for what the model was designed for, 224 if it does not say.
+        options: channels, gradient, thresholds, batch and dtype of `ReceptiveFieldSpec`.
+
+    Raises:
+        ValueError: something does not exist or is out of range; one sentence.
+    """
+    rows, cols = _size(getattr(model, "input_size", 224) if size is None else size)
+    for name in options:
+        if name not in OPTIONS:
+            raise ValueError(unknown("option", name, OPTIONS))
+    layer, grid = _layer_and_grid(model, layer, (rows, cols))
+    name, cells = _units(unit, grid)
+    given = {"batch": min(BATCH_IMAGES, max(1, BATCH_PIXELS // (rows * cols)))} | options
+    given["thresholds"] = _thresholds(given.get("thresholds", THRESHOLDS))
+    spec = ReceptiveFieldSpec(layer, cells, name, (rows, cols), grid, **given)
+    _check(spec)
+    return spec
+
+
+def _size(size: Any) -> tuple[int, int]:
+    try:
+        rows, cols = (size, size) if not isinstance(size, tuple | list) else size
+        rows, cols = operator.index(rows), operator.index(cols)
+    except (TypeError, ValueError):
+        rows = cols = 0
+    if min(rows, cols) < 1:
+        raise ValueError(f"size is a whole number of pixels, or (rows, cols) of them; got {size!r}.")
+    return rows, cols
+
+
+def _layer_and_grid(model: Any, layer: str | None, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+    if has_layers(model):
+        layers = model.layers(size)
+        names = [each.name for each in layers]
+        name = names[-1] if layer is None else layer
+        if name not in names:
+            raise ValueError(unknown("layer", str(layer), names, of=getattr(model, "name", type(model).__name__)))
+        # A layer may mix on a grid with tokens of padding, which its features do not have.
+        grids = model.grids(*size) if isinstance(model, VisionModel) else [each.grid for each in layers]
+        rows, cols = grids[names.index(name)]
+        return name, (rows, cols)
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            "A receptive field needs a torch.nn.Module, or methods layers(size) and features(x, layer); got "
+            f"{type(model).__name__}."
+        )
+    modules = dict(model.named_modules())
+    if layer is not None and layer not in modules:
+        raise ValueError(unknown("layer", str(layer), filter(None, modules), of=type(model).__name__))
+    return layer or "", _grid_of(model, layer or "", size)
+
+
+def _grid_of(model: nn.Module, layer: str, size: tuple[int, int]) -> tuple[int, int]:
+    """The grid of a plain module's layer, from a picture of zeros."""
+    tensors = [*model.parameters(), *model.buffers()]
+    dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+    device = device_of(model)
+    with exact(device), torch.no_grad(), evaluating(model):
+        found = features(model, torch.zeros(1, 3, *size, dtype=dtype, device=device), layer)
+    return found.shape[2], found.shape[3]
+
+
+def _units(unit: Any, grid: tuple[int, int]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The name and the cells of a unit on the grid."""
+    rows, cols = grid
+    if isinstance(unit, str) and unit == "centre":
+        return "centre", ((rows // 2, cols // 2),)
+    if isinstance(unit, str) and (counts := re.fullmatch(r"(\d{1,4})x(\d{1,4})", unit)):
+        many = int(counts[1]), int(counts[2])
+        if min(many) < 1 or many[0] > rows or many[1] > cols or many[0] * many[1] > MOST_UNITS:
+            raise ValueError(
+                f"A grid of units needs at least 1 unit along each side, at most the layer's {rows} x {cols} cells, "
+                f"and at most {MOST_UNITS} in all; got {unit!r}."
+            )
+        across = [[(2 * i + 1) * cells // (2 * n) for i in range(n)] for n, cells in zip(many, grid, strict=True)]
+        return unit, tuple((row, col) for row in across[0] for col in across[1])
+    if isinstance(unit, str) and (cell := re.fullmatch(r"\((\d{1,9}), ?(\d{1,9})\)", unit)):
+        unit = int(cell[1]), int(cell[2])
+    try:
+        row, col = (operator.index(number) for number in unit)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"unit is 'centre', a cell (row, col), or a grid of units such as '3x3'; got {unit!r}."
+        ) from None
+    if not (0 <= row < rows and 0 <= col < cols):
+        raise ValueError(f"unit must be a cell of the layer's {rows} rows and {cols} columns; got {(row, col)}.")
+    return str((row, col)), ((row, col),)
+
+
+def _thresholds(thresholds: Any) -> tuple[float, ...]:
+    try:
+        found = tuple(float(threshold) for threshold in thresholds)
+    except (TypeError, ValueError):
+        found = ()
+    if not found or not all(0 < threshold < 1 for threshold in found):
+        raise ValueError(f"thresholds are shares of the mass between 0 and 1, at least one; got {thresholds!r}.")
+    return found
+
+
+def _check(spec: ReceptiveFieldSpec) -> None:
+    for name, known in (("channels", CHANNELS), ("gradient", GRADIENTS), ("dtype", DTYPES)):
+        given = getattr(spec, name)
+        if isinstance(given, str) and (given in known or (name == "channels" and channel_of(given) is not None)):
+            continue
+        raise ValueError(unknown(name, str(given), [*known, *(["channel 0"] if name == "channels" else [])]))
+    if isinstance(spec.batch, bool) or not isinstance(spec.batch, int) or spec.batch < 1:
+        raise ValueError(f"batch is a whole number of images, at least 1; got {spec.batch!r}.")
