@@ -137,7 +137,7 @@ UPWARD = [
     ("workbench/plots/affinity.py", "from workbench.views import lane"),
     ("workbench/views/affinity.py", "from .. import load_model"),
     ("workbench/views/affinity.py", "import apps.dashboard"),
-    ("workbench/cli.py", "from apps import dashboard"),
+    ("workbench/cli/__init__.py", "from apps import dashboard"),
     ("workbench/__init__.py", "import apps"),
 ]
 OUTSIDERS = [
@@ -156,7 +156,7 @@ ALLOWED = [
     ("workbench/plots/affinity.py", "import holoviews as hv\nfrom ..analysis.affinity import Spec"),
     ("workbench/views/affinity.py", "import panel as pn\nfrom ..plots import affinity"),
     ("workbench/__init__.py", "from .views.affinity import Affinity"),
-    ("workbench/cli.py", "import panel\nimport workbench"),
+    ("workbench/cli/__init__.py", "import panel\nimport workbench"),
     ("apps/dashboard.py", "import workbench as wb\nimport panel as pn"),
 ]
 

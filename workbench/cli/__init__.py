@@ -1,10 +1,12 @@
-"""The command line: `workbench serve | models | kernels`."""
+"""The command line: `workbench serve | models | erf | kernels`."""
 
 import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
+
+from .erf import erf
 
 app = typer.Typer(no_args_is_help=True, help="See which pixels a vision model lets talk to which.")
 
@@ -21,7 +23,7 @@ def serve(
 
     from workbench.views.show import PAGES
 
-    dashboard = Path(__file__).parents[1] / "apps" / "dashboard.py"
+    dashboard = Path(__file__).parents[2] / "apps" / "dashboard.py"
     typer.echo(f"GSPN workbench at http://{host}:{port}  (Ctrl-C stops it)")
     pn.serve(
         {page.route: dashboard for page in PAGES.values()},
@@ -46,6 +48,9 @@ def models(pattern: Annotated[str, typer.Argument(help="Names to list, with * an
         grids = ", ".join(dict.fromkeys(f"{r}x{c}" for r, c in (layer.grid for layer in layers)))
         line = f"{name:14} {parameters:>12,} parameters  {len(layers):>3} mixing layers on {grids}"
         typer.echo(f"{line}  at {model.input_size} pixels")
+
+
+app.command()(erf)
 
 
 @app.command()
