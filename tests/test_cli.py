@@ -61,7 +61,7 @@ def test_the_cpu_kernels_are_warmed_on_request() -> None:
     assert "compiled" in found.output
 
 
-@pytest.mark.parametrize("command", ["serve", "models", "kernels"])
+@pytest.mark.parametrize("command", ["serve", "models", "erf", "kernels"])
 def test_every_command_explains_itself(command: str) -> None:
     found = run(command, "--help")
     assert found.exit_code == 0
