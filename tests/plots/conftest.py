@@ -16,7 +16,8 @@ def field_of(mass, unit=(1, 2), grid=(4, 4), theory=None, complete=True, left_ou
     """
     maps = np.asarray(mass, float)
     maps, units = (maps[None], (unit,)) if maps.ndim == 2 else (maps, tuple(unit))
-    name = "centre" if len(units) == 1 else f"{len(units)}x1"
+    one = "centre" if units[0] == (grid[0] // 2, grid[1] // 2) else str(units[0])
+    name = one if len(units) == 1 else f"{len(units)}x1"
     given = {"layer": "stage1.block2", "unit": units, "unit_name": name, "size": maps.shape[1:], "grid": grid}
     running = RunningField(ReceptiveFieldSpec(**given | (spec or {})), SimpleNamespace())
     running.add(np.concatenate([maps[None], np.full((left_out, *maps.shape), np.nan)]))

@@ -370,6 +370,10 @@ def test_names_say_what_differs_and_shared_facts_the_rest(speckled, field_of):
     assert names([random, trained]) == ["toy, random weights, seed 3", "toy, weights trained"]
     assert names([random, field_of(map_, model="other")]) == ["toy", "other"]
     assert names([random, random]) == ["toy [1]", "toy [2]"]
+    shared = shared_facts([random, trained])
+    assert "stage1.block2" in shared
+    assert not any("weights" in fact for fact in shared)
+    assert all(fact in paper_caption([random, trained], (1e-4, 1)) for fact in shared)
 
 
 def test_names_hold_the_settings_in_which_a_model_differs_from_itself(field_of):
@@ -387,10 +391,6 @@ def test_the_centres_of_different_grids_are_no_difference(field_of):
     assert "unit: the centre cell" in shared_facts(centres)
     cells = [field.assign_attrs(spec=field.attrs["spec"] | {"unit_name": "a cell"}) for field in centres]
     assert names(cells)[0] == "toy, unit (2, 2) of 4 x 4 cells"
-    shared = shared_facts([random, trained])
-    assert "stage1.block2" in shared
-    assert not any("weights" in fact for fact in shared)
-    assert all(fact in paper_caption([random, trained], (1e-4, 1)) for fact in shared)
 
 
 def test_the_numbers_say_what_is_not_reached_inside_the_picture(blob, field_of):
