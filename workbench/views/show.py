@@ -8,7 +8,9 @@ import panel as pn
 from workbench.names import unknown
 
 from .affinity import AffinityView
+from .attribution import AttributionView
 from .patterns import PatternsView
+from .receptive_field import ReceptiveFieldView
 from .state import notebook_loop, session_document
 
 
@@ -25,6 +27,8 @@ class ServedPage:
 PAGES = {
     "affinity": ServedPage("Affinity", AffinityView, "/"),
     "patterns": ServedPage("Patterns", PatternsView, "/patterns"),
+    "receptive_field": ServedPage("Receptive fields", ReceptiveFieldView, "/receptive-field"),
+    "attribution": ServedPage("Attribution", AttributionView, "/attribution"),
 }
 
 
