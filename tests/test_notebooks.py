@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-ALLOWED = {"workbench", "numpy", "xarray"}
+ALLOWED = {"workbench", "numpy", "xarray", "pathlib", "tempfile", "IPython"}
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
