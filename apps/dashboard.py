@@ -1,10 +1,15 @@
 """The served dashboard, `workbench serve`: one file for all pages, which its address tells apart."""
 
+import logging
+from functools import partial
+
 import panel as pn
 import panel_material_ui as pmui
 from panel.util import edit_readonly
 
+from workbench.views.page import PageView
 from workbench.views.show import PAGES, page_at
+from workbench.views.state import when_loaded
 
 #: A green that is readable as text on the page's own background, light and dark.
 THEME = {
@@ -20,7 +25,11 @@ def dashboard() -> pmui.Page:
     current = page_at(location.pathname if location else "/")
     view = PAGES[current].view.from_address(location.query_params if location else {})
     if location is not None:
-        location.sync(view, view.link_state())
+        pn.config.exception_handler = partial(complain, view)  # of this session
+        if view.followed:
+            location.sync(view, view.link_state())
+        else:
+            when_loaded(partial(readdress, view))
     page = pmui.Page(
         title="GSPN workbench",
         header=[navigation(current)],
@@ -36,6 +45,19 @@ def dashboard() -> pmui.Page:
         # document, several times a click: longer than the picture takes. Long work says so in words.
         page.busy = False
     return page
+
+
+def readdress(view: PageView) -> None:
+    """Replace an address that could not be followed, in the browser too, by that of the page; it is not read again."""
+    pn.state.location.search = ""
+    pn.state.location.sync(view, view.link_state())
+
+
+def complain(view: PageView, error: Exception) -> None:
+    """Say on the page what was wrong with an input, such as a number out of its range; log every other error too."""
+    if not isinstance(error, ValueError):
+        logging.getLogger(__name__).error("A page failed.", exc_info=error)
+    view.refuse(error)
 
 
 def navigation(current: str) -> pn.pane.HTML:

@@ -22,8 +22,9 @@ from workbench.cli import app, erf_request
 from workbench.models import load_model
 from workbench.plots import receptive_field_paper
 
-#: Small pictures, so that hundreds of them take seconds.
+#: Small pictures and a small model, so that hundreds of them take seconds.
 SIDE = 16
+SMALL = ("--set", "dims=(8,16)", "--set", "depths=(1,1)")
 
 
 def erf(*arguments: object) -> Result:
@@ -80,7 +81,7 @@ app()
 def test_a_killed_run_over_200_files_goes_on_and_ends_with_the_bits_of_a_clean_one(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", 200)
     broken = break_seven(images)
-    command = ["gspn_nano", "--images", str(images), "--size", str(SIDE), "--batch", "8"]
+    command = ["gspn_nano", "--images", str(images), "--size", str(SIDE), "--batch", "8", *SMALL]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, "erf", *command, "--out", str(tmp_path / "killed")],
         capture_output=True,
@@ -107,11 +108,11 @@ def test_a_killed_run_over_200_files_goes_on_and_ends_with_the_bits_of_a_clean_o
 
 
 def test_the_result_is_that_of_the_library_over_the_same_folder(tmp_path: Path) -> None:
-    images = make_images(tmp_path / "images", 11)
+    images = make_images(tmp_path / "images", 5)
     (images / "broken.jpg").write_bytes(b"")
     done = erf(
         "nat_nano", "--images", images, "--out", tmp_path / "out", "--layer", "stage1.block2", "--unit", "1,2",
-        "--size", "64x96", "--channels", "channel 3", "--gradient", "square", "--seed", "5", "--batch", "4",
+        "--size", "64x96", "--channels", "channel 3", "--gradient", "square", "--seed", "5", "--batch", "2",
         "--set", "num_classes=7", "--backend", "reference",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -119,11 +120,11 @@ def test_the_result_is_that_of_the_library_over_the_same_folder(tmp_path: Path) 
     model = load_model("nat_nano", seed=5, num_classes=7, backend="reference")
     expected = receptive_field(
         model, ImageFolder(images, (64, 96)), "stage1.block2", (1, 2), size=(64, 96), channels="channel 3",
-        gradient="square", batch=4,
+        gradient="square", batch=2,
     )  # fmt: skip
     for name, variable in expected.variables.items():
         assert variable.values.tobytes() == result[name].values.tobytes(), name
-    added = {"folder": "images", "files": 12, "run": next((tmp_path / "out").glob("*.nc")).stem}
+    added = {"folder": "images", "files": 6, "run": next((tmp_path / "out").glob("*.nc")).stem}
     assert result.attrs == expected.attrs | added | {"files_sha256": result.attrs["files_sha256"]}
     assert next((tmp_path / "out").glob("*.csv")).name.startswith("nat_nano_stage1.block2_1,2_")
 
@@ -190,20 +191,8 @@ def test_what_is_done_is_left_as_it_is_until_a_file_changes(tmp_path: Path) -> N
 
 def test_several_models_and_seeds_are_compared(tmp_path: Path) -> None:
     images, out = make_images(tmp_path / "images", 3), tmp_path / "out"
-    command = (
-        "gspn_nano",
-        "swin_nano",
-        "--images",
-        images,
-        "--size",
-        32,
-        "--out",
-        out,
-        "--seed",
-        "0,7",
-        "--unit",
-        "2x1",
-    )
+    models, options = ("gspn_nano", "swin_nano"), ("--size", 32, "--seed", "0,7", "--unit", "2x1")
+    command = (*models, "--images", images, "--out", out, *options)
     done = erf(*command)
     assert done.exit_code == 0, done.output
     found = results(out)
@@ -251,21 +240,8 @@ def test_settings_and_seeds_are_read_as_they_are_written() -> None:
 def test_the_command_explains_itself() -> None:
     found = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["erf", "--help"])
     assert found.exit_code == 0
-    options = (
-        "images",
-        "layer",
-        "unit",
-        "size",
-        "channels",
-        "gradient",
-        "weights",
-        "seed",
-        "set",
-        "backend",
-        "limit",
-        "out",
-    )
-    assert all(f"--{option}" in found.output for option in options)
+    options = "images out layer unit size channels gradient weights seed set backend batch limit"
+    assert all(f"--{option}" in found.output for option in options.split())
 
 
 def test_a_limit_spreads_the_files(tmp_path: Path) -> None:

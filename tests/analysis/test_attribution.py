@@ -13,6 +13,7 @@ from torch import nn
 
 from workbench.analysis.attribution import BASELINES, METHODS, NOISES, RULED, SIGNS, attribute, displayed, refusal
 from workbench.analysis.attribution_baselines import baseline_of
+from workbench.analysis.attribution_result import warning
 from workbench.images import MEAN, STD
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting forward, backward hooks:UserWarning")
@@ -121,6 +122,20 @@ def test_a_picture_that_is_its_own_baseline_has_no_attributions_and_no_gap(linea
     assert float(result["completeness_gap"]) == 0
 
 
+def test_a_baseline_with_the_same_score_is_said_to_leave_nothing(linear, x):
+    flat = torch.full_like(x, 0.3)
+    result = attribute(linear, flat, "integrated_gradients", 0, baseline="blurred", blur=2.0)  # the same but rounding
+    assert abs(float(result["score"] - result["baseline_score"])) < 1e-5
+    told = "there is no change to attribute"
+    assert (told in result.attrs["warning"]) == (float(result["completeness_gap"]) > 0.01)
+    assert told in warning("deep_lift", {"score": ((), 2.0), "baseline_score": ((), 2.00001)} | gap_of(3.0))
+    assert told not in warning("deep_lift", {"score": ((), 2.0), "baseline_score": ((), 2.1)} | gap_of(3.0))
+
+
+def gap_of(gap):
+    return {"attribution": ((), np.zeros(1)), "completeness_gap": ((), gap)}
+
+
 def test_baselines_are_colours_or_the_blurred_picture(x):
     def shown(name):
         return baseline_of(x, name)[0] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
@@ -208,6 +223,31 @@ def test_smoothgrad_of_a_linear_model_has_no_noise(linear, x, agree):
     agree(values(attribute(linear, x, "noise_tunnel", 0, samples=6, noise="smoothgrad_sq")), w.square(), 6)
     variance = values(attribute(linear, x, "noise_tunnel", 0, samples=6, noise="vargrad"))
     agree(variance, torch.zeros_like(w), 12, scale=float(w.square().max()))
+
+
+class Changing(nn.Module):
+    """A linear model of 3 (x - 0.5) that changes the tensor it is given."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return self.linear(x.sub_(0.5).mul_(3))
+
+
+@pytest.mark.parametrize(
+    "method", ["saliency", "input_x_gradient", "integrated_gradients", "occlusion", "noise_tunnel"]
+)
+def test_a_model_may_change_the_tensor_that_it_is_given(linear, x, method, agree):
+    scaled = nn.Sequential(nn.Flatten(), nn.Linear(3 * ROWS * COLS, CLASSES))
+    with torch.no_grad():
+        scaled[1].weight.copy_(3 * linear[1].weight)
+        scaled[1].bias.copy_(linear[1].bias - 1.5 * linear[1].weight.sum(1))
+    given = x.clone()
+    found, expected = (attribute(model, x, method, 1) for model in (Changing(linear), scaled))
+    agree(values(found), values(expected).double(), 60)
+    assert torch.equal(x, given)
 
 
 class Squares(nn.Module):

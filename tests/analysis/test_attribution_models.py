@@ -1,6 +1,7 @@
 """Attribution of the registered models: every method runs or says why not, and leaves the model as it was."""
 
 import gc
+import json
 import subprocess
 import sys
 import threading
@@ -97,8 +98,8 @@ def test_a_stand_in_computes_the_same_with_modules_of_its_own_and_the_same_memor
 
 
 @pytest.mark.parametrize("name", ["gspn_nano", "swin_nano"])
-def test_integrated_gradients_are_complete_to_one_per_cent_as_they_come(name, image):
-    result = attribute(load_model(name, device="cpu"), image)
+def test_integrated_gradients_are_complete_to_one_per_cent_as_they_come(name):
+    result = attribute(load_model(name, device="cpu"), load_image("coffee", 32))
     assert float(result["completeness_gap"]) < 0.01
     change = float(result["score"] - result["baseline_score"])
     assert float(result["attribution"].sum()) == pytest.approx(change, rel=0.01)
@@ -173,6 +174,40 @@ def test_weights_of_16_bits_are_explained_in_32():
     found = attribute(model, x, "saliency")
     assert found.attrs["dtype"] == "float32"
     np.testing.assert_array_equal(values(found), values(attribute(model.float(), x, "saliency")))
+
+
+@pytest.mark.parametrize("method", ["saliency", "integrated_gradients"])
+def test_a_coarser_matrix_precision_is_set_aside_and_put_back(image, method):
+    model, seen = Noisy(), []
+    model.register_forward_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    torch.set_float32_matmul_precision("high")
+    try:
+        attribute(model, image, method, **QUICK.get(method, {}))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"highest"}
+
+
+class Own(Noisy):
+    """Attributes by the names of a model of the registry that are something else, and a buffer in 64 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.weights, self.seed = object(), [1], object()
+        self.register_buffer("places", torch.zeros(2, dtype=torch.float64))
+
+
+def test_a_plain_module_is_told_by_its_weights_whatever_its_attributes(image):
+    model = Own()
+    result = attribute(model, image, "saliency")
+    a = result.attrs
+    assert (a["model"], a["weights"], a["seed"]) == ("Own", "as given", None)
+    assert (a["backend"], a["dtype"]) == ("torch", "float32")
+    assert json.loads(json.dumps(a)) is not None
+    assert attribute(model, image, "saliency").attrs["hash"] == a["hash"]
+    model.head.bias.data += 1
+    assert attribute(model, image, "saliency").attrs["hash"] != a["hash"]
 
 
 def test_threads_explain_one_model_at_the_same_time_and_the_model_runs_meanwhile(swin, image):
@@ -307,6 +342,10 @@ def test_images_and_models_that_cannot_be_explained_are_refused(swin, image):
     for method in ("layer_grad_cam", "neuron_gradient"):
         assert "names none of its own: give layer" in refusal(Noisy(), method)
         assert refusal(Noisy(), method, layer="conv") is None
+    tuples = Noisy()
+    tuples.head.register_forward_hook(lambda module, args, output: (output,))
+    with pytest.raises(ValueError, match=r"gives \(B, classes\); this one gives tuple: give unit"):
+        attribute(tuples, image, "saliency")
     with pytest.raises(ValueError, match=r"must give a map \(B, C, h, w\); 'head' gives \(1, 4\)"):
         attribute(Noisy(), image, "saliency", layer="head", unit=(0, 0))
     assert refusal(lambda x: x, "saliency") == "Attribution needs a torch.nn.Module; got function."

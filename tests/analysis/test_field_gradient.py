@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from workbench.analysis.field_gradient import Cancelled, unit_gradients
+from workbench.analysis.field_gradient import Cancelled, exact, unit_gradients
 from workbench.analysis.receptive_field import receptive_field, resolve, stream
 from workbench.images import load_image
 from workbench.models import load_model
@@ -199,6 +199,51 @@ def test_a_coarser_matrix_precision_is_set_aside_and_put_back(net, x):
     finally:
         torch.set_float32_matmul_precision("highest")
     assert set(seen) == {"highest"}
+
+
+@pytest.fixture
+def named_precisions():
+    """Single operations whose precision has been set by name, after which torch's older switches raise."""
+    backends = torch.backends
+    operations = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [operation.fp32_precision for operation in operations]
+    backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision = "tf32", "ieee"
+    yield lambda: [operation.fp32_precision for operation in operations]
+    for operation, precision in zip(operations, before, strict=True):
+        operation.fp32_precision = precision
+
+
+def test_precisions_that_were_set_by_name_are_set_aside_and_put_back(net, x, named_precisions):
+    with pytest.raises(RuntimeError):
+        torch.get_float32_matmul_precision()
+    found, seen = named_precisions(), []
+    net.register_forward_hook(lambda *_: seen.append(named_precisions()[:2]))
+    receptive_field(net, x)
+    assert seen == [["ieee", "ieee"]] * len(seen) != []
+    assert named_precisions() == found
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available:UserWarning")
+def test_cudnn_is_exact_and_repeatable_however_its_precision_was_set(named_precisions):
+    cudnn, found = torch.backends.cudnn, named_precisions()
+    flags = cudnn.benchmark, cudnn.deterministic
+    with exact(torch.device("cuda")):
+        assert named_precisions() == ["ieee"] * 4
+        assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+    assert named_precisions() == found
+    assert (cudnn.benchmark, cudnn.deterministic) == flags
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32"  # the older switch answers again
+    with exact(torch.device("cuda")):
+        assert named_precisions()[2:] == ["ieee", "ieee"]
+        assert not cudnn.allow_tf32
+    assert named_precisions()[2:] == ["tf32", "tf32"]
+
+
+def test_a_module_may_change_what_it_is_given(x):
+    conv = nn.Conv2d(3, 4, 3)
+    fields = [receptive_field(nn.Sequential(nn.ReLU(inplace), conv), x) for inplace in (False, True)]
+    assert np.array_equal(fields[0]["map"], fields[1]["map"])
+    assert fields[0]["map"].values.any()
 
 
 def test_training_mode_is_left_for_the_run_and_restored(x):

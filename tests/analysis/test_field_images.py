@@ -79,6 +79,22 @@ def test_a_folder_is_read_lazily_and_tells_what_it_could_not_read(folder, net):
         receptive_field(net, folder, size=SIZE)
 
 
+def test_tensors_have_as_many_colours_as_the_model_takes():
+    grey = torch.nn.Conv2d(1, 2, 4, 4)
+    batch = torch.randn(2, 1, *SIZE)
+    for images, options in ((batch, {}), ([batch], {}), (iter([batch]), {"colours": 1, "size": SIZE})):
+        result = receptive_field(grey, images, dtype="float64", channels="channel 0", gradient="abs", **options)
+        assert result.attrs["spec"]["colours"] == 1
+        assert int(result["count"]) == 2
+        kernel = grey.weight[0, 0].abs().double().detach().numpy()
+        assert result["map"].values[4:8, 8:12] == pytest.approx(kernel / kernel.sum(), rel=1e-12)
+        assert result["map"].values.sum() == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"'coffee' has 3 colours, .* of 1: give a float tensor \(N, 1, H, W\)"):
+        receptive_field(grey, "coffee", size=SIZE, colours=1)
+    with pytest.raises(ValueError, match="colours is a whole number of a picture, at least 1; got 0"):
+        receptive_field(grey, batch, colours=0)
+
+
 def test_nothing_is_read_before_it_is_needed():
     read = []
 
@@ -109,9 +125,12 @@ def test_what_is_no_image_is_refused_in_one_sentence(net):
         (image, {"size": 16}, ValueError, "Image 'coffee' has 12 x 20 pixels, .* of 16 x 16: load it at that size"),
         ([image, torch.zeros(1, 3, 8, 8)], {}, ValueError, "Image 0 of the tensor has 8 x 8 pixels"),
         (torch.zeros(3, *SIZE), {"size": SIZE}, ValueError, r"A tensor of images is \(N, 3, H, W\)"),
-        (torch.zeros(1, 4, *SIZE), {}, ValueError, r"A tensor of images is \(N, 3, H, W\)"),
+        (torch.zeros(1, 4, *SIZE), {}, ValueError, r"Conv2d does not run on a picture \(1, 4, 12, 20\): .*channels"),
+        (torch.zeros(1, 4, *SIZE), {"colours": 3}, ValueError, r"A tensor of images is \(N, 3, H, W\)"),
         (torch.zeros(1, 3, *SIZE).byte(), {}, ValueError, "of floats; got .* of torch.uint8"),
         ("cofee", {}, ValueError, "no image named 'cofee'; did you mean coffee"),
+        ("", {}, ValueError, "no image named ''"),  # and not a folder, the current one
+        ("long" * 999, {}, ValueError, "no image named 'longlong"),
         (["coffee", "cofee"], {}, ValueError, "no image named 'cofee'"),
         (np.zeros((4, 4)), {}, ValueError, r"has shape \(H, W, 3\)"),
         ([], {}, ValueError, "There are no images to average over"),

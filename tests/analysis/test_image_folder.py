@@ -120,8 +120,9 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
 def test_a_name_that_is_no_text_can_still_be_printed_and_stored(tmp_path: Path) -> None:
     place = os.fsencode(tmp_path) + b"/caf\xe9.png"  # Latin-1 where the file system means UTF-8
     Path(os.fsdecode(place)).write_bytes(encoded(noise(3, 3), "PNG"))
+    (tmp_path / "two\nlines\x1b[31m \u202e.png").write_bytes(encoded(noise(3, 3), "PNG"))
     folder = ImageFolder(tmp_path, 2)
-    assert [image.name.encode() for image in folder] == [b"caf\\xe9.png"]
+    assert [image.name.encode() for image in folder] == [b"caf\\xe9.png", b"two\\nlines\\x1b[31m \\u202e.png"]
 
 
 def test_only_one_image_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,6 +254,7 @@ REFUSED = [
     ({"layer": "body.0.weight"}, "no layer named"),
     ({"size": 0}, "size is a whole number of pixels"),
     ({"size": (3, "a")}, "size is a whole number of pixels"),
+    ({"size": (99999, 99999)}, "size is of at most 50 megapixels; got 99999 x 99999 pixels"),
     ({"channels": "relu"}, "no channels named 'relu'; did you mean relu_sum"),
     ({"channels": "channel x"}, "no channels named 'channel x'"),
     ({"channels": 3}, "no channels named '3'"),
@@ -291,6 +292,10 @@ def test_what_is_no_model_or_gives_no_map_is_refused(images):
         receptive_field(Net(), images, channels="channel 5")
     with pytest.raises(ValueError, match="swin_nano takes images whose sides are multiples of 4"):
         resolve(load_model("swin_nano", device="cpu"), size=65)
+    with pytest.raises(ValueError, match=r"Conv2d does not run on a picture \(1, 3, 27, 38\): .*[Kk]ernel size"):
+        receptive_field(nn.Conv2d(3, 4, 30), images)
+    with pytest.raises(ValueError, match=r"swin_nano takes images as \(B, 3, rows, cols\); got \(1, 1, 64, 64\)"):
+        receptive_field(load_model("swin_nano", device="cpu"), torch.zeros(1, 1, 64, 64))
 
 
 def test_a_spec_of_another_model_is_noticed(images):
@@ -319,6 +324,41 @@ class Duck:
 
     def features(self, x, layer):
         return torch.nn.functional.avg_pool2d(x.square(), 4)
+
+
+class Wrapped(nn.Module):
+    """A model of the registry and `scale` times its features."""
+
+    def __init__(self, model, scale):
+        super().__init__()
+        self.model, self.scale = model, scale
+
+    def layers(self, size):
+        return self.model.layers(size)
+
+    def features(self, x, layer):
+        return self.scale * self.model.features(x, layer)
+
+
+@pytest.mark.parametrize(("name", "size"), [("gspn_nano", (33, 40)), ("swin_nano", (36, 40))])
+def test_a_wrapped_model_has_the_field_of_the_model_on_the_grid_of_its_features(name, size):
+    model = load_model(name, device="cpu", **({"padding": "keys"} if name == "swin_nano" else {}))
+    image = load_image("coffee", size)
+    plain, scaled = receptive_field(model, image), receptive_field(Wrapped(model, 1e6), image)
+    assert scaled.attrs["spec"]["grid"] == plain.attrs["spec"]["grid"] == (9, 10)
+    assert scaled["map"].values == pytest.approx(plain["map"].values, abs=1e-5 * float(plain["map"].max()))
+    assert scaled.attrs["gradient_mass"] == pytest.approx(1e6 * plain.attrs["gradient_mass"], rel=1e-5)
+
+
+def test_a_model_of_the_registry_with_a_module_of_its_own_has_a_field_without_theory():
+    model, image = load_model("swin_nano", device="cpu"), load_image("brick", 32)
+    known = receptive_field(model, image)
+    block = model.stages[1].blocks[0]
+    block.mlp = nn.Sequential(block.mlp, nn.Dropout())  # nobody has said which positions a dropout reads
+    result = receptive_field(model, image)
+    assert np.array_equal(result["map"], known["map"])
+    assert "theoretical" in known
+    assert "theoretical" not in result
 
 
 def test_anything_with_layers_and_features_has_a_field():

@@ -100,6 +100,14 @@ def test_a_state_from_before_the_first_batch_is_a_start(net, images):
     assert field.count == 7
 
 
+def test_a_run_is_complete_when_nothing_is_left_for_a_restored_field(net, images):
+    spec = spec_of(net)
+    field = RunningField.restore(saved(next(stream(net, images, spec))), spec, net)
+    assert (field.count, field.complete) == (2, False)
+    assert list(stream(net, images[:2], spec, start=field)) == []
+    xr.testing.assert_identical(field.result(), receptive_field(net, images[:2], unit="1x2", batch=2))
+
+
 def test_a_state_goes_on_only_with_its_own_spec_model_and_images(net, images):
     spec = spec_of(net)
     field = next(stream(net, images, spec))

@@ -116,6 +116,27 @@ def test_a_link_restores_the_page_and_a_slow_method_follows(visit):
     assert visit.page.get_by_text("completeness gap", exact=True).count() == 1
 
 
+def test_a_link_that_cannot_be_followed_says_so_and_shows_the_defaults(visit):
+    open_page(visit, "?target=class&number=10&other=none")
+    assert visit.page.get_by_role("alert").inner_text().startswith("The link could not be followed")
+    assert visit.status().count("the one with the highest score") == 2
+    visit.page.wait_for_function("() => location.search.includes('target=predicted')")
+    assert visit.page.get_by_label("Class number", exact=True).count() == 0
+    assert visit.page.get_by_role("alert").inner_text().startswith("The link could not be followed")
+    choose(visit, "Method", "Grad-CAM")
+    visit.wait_for_status("swin_nano Grad-CAM of class")
+    assert "other=swin_nano" in visit.page.url
+
+
+def test_a_number_out_of_its_range_is_refused_in_words(visit):
+    open_page(visit, "?model=swin_nano&method=integrated_gradients&steps=8&other=none")
+    visit.wait_for_status("Integrated gradients")
+    visit.page.get_by_label("Steps on the path", exact=True).fill("0")
+    visit.page.keyboard.press("Tab")
+    visit.page.get_by_role("alert").wait_for(timeout=30_000)
+    assert "must be at least 8, not 0" in visit.page.get_by_role("alert").inner_text()
+
+
 def test_files_of_what_is_shown_can_be_downloaded(visit):
     open_page(visit, "?model=swin_nano&other=none")
     for kind, start in (("PNG", b"\x89PNG"), ("NetCDF", b"CDF\x02"), ("npz", b"PK")):

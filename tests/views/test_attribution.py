@@ -16,7 +16,7 @@ from workbench.models import load_model
 from workbench.plots.attribution import map_data
 from workbench.views import attribution_request
 from workbench.views.attribution import NONE, AttributionView
-from workbench.views.attribution_figures import top_of
+from workbench.views.attribution_figures import Look, top_of
 from workbench.views.attribution_request import Panel
 from workbench.views.lane import LANE, Job
 from workbench.views.show import PAGES
@@ -283,6 +283,41 @@ def test_the_top_of_a_scale_is_what_attributions_are_divided_by() -> None:
     assert top_of(values, np.array([[0.0, 0.25], [-0.5, 1.0]])) == 4
     assert top_of(values, np.array([[0.0, 1.0], [-1.0, 1.0]])) == 1
     assert np.isnan(top_of(np.zeros((2, 2)), np.zeros((2, 2))))
+
+
+def test_a_panel_that_only_shows_what_was_cut_does_not_raise_the_top_of_a_shared_scale(
+    view: AttributionView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(view, other="swin_nano", other_method="noise_tunnel", samples=2)
+    low, high = (panel.result["attribution"] for panel in panels(view))
+    monkeypatch.setattr(low, "values", np.linspace(0, 1, low.size).reshape(low.shape))
+    monkeypatch.setattr(high, "values", np.where(np.arange(high.size).reshape(high.shape) == 0, 100.0, 0.0))
+    first, second = view.looks()
+    assert set(np.unique(second.shown)) == {0, 1}
+    assert first.top == second.top < 3
+    summed = low.sum("colour").values
+    np.testing.assert_allclose(first.shown, np.minimum(summed / first.top, 1), rtol=1e-5)
+
+
+def test_maps_of_two_layers_are_not_said_to_be_comparable(view: AttributionView) -> None:
+    change(view, method="layer_grad_cam", other="swin_nano")
+    change(view, other_cam_layer="stage1.block1")
+    assert not view.looks()[0].shared
+    change(view, other_cam_layer=view.cam_layer)
+    assert view.looks()[0].shared
+
+
+@pytest.mark.parametrize(
+    ("sign", "sentence"), [("positive", "is above 0"), ("negative", "is below 0"), ("all", "is other than 0")]
+)
+def test_an_empty_picture_says_what_it_has_none_of(sign: str, sentence: str) -> None:
+    look = Look(np.zeros((2, 2)), sign, 2.0, np.nan, shared=False, alone=True)
+    assert look.words() == f"no attribution {sentence}."
+
+
+def test_a_unit_outside_of_the_grid_becomes_the_one_that_is_shown(view: AttributionView) -> None:
+    (result,) = change(view, target="unit", row=99, col=7)
+    assert result.attrs["spec"]["unit"] == (view.row, view.col) == (15, 7)
 
 
 def test_the_numbers_say_what_they_mean(view: AttributionView) -> None:

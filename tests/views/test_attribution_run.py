@@ -164,6 +164,20 @@ def test_the_compiled_kernels_draw_again_what_is_fast(monkeypatch: pytest.Monkey
     assert fast.layout.warming.object == ""
 
 
+def test_the_compiled_kernels_do_not_bring_back_what_was_cancelled(
+    monkeypatch: pytest.MonkeyPatch, slow: threading.Event
+) -> None:
+    monkeypatch.setattr(type(KERNELS), "backend", "reference")
+    view = AttributionView(model="swin_nano", other=NONE)
+    view.method = "occlusion"
+    assert slow.wait(DEADLINE)
+    view.halt()
+    asked: list[Any] = []
+    monkeypatch.setattr(view, "submit", lambda *args, **kwargs: asked.append(args))
+    view._warmed()
+    assert asked == []
+
+
 def test_what_was_computed_is_remembered(view: AttributionView, monkeypatch: pytest.MonkeyPatch) -> None:
     change(view, method="input_x_gradient")
     monkeypatch.setattr(attribution_request, "attribute", lambda *args, **kwargs: pytest.fail("computed again"))

@@ -42,3 +42,17 @@ def test_work_that_fails_is_logged_and_calls_nobody(caplog):
     assert told == []
     assert not work.ready.is_set()
     assert "no compiler" in caplog.text
+
+
+def test_one_who_cannot_be_told_does_not_keep_it_from_the_others(caplog):
+    work, told = Work(), threading.Event()
+
+    def gone():
+        raise RuntimeError("the page is gone")
+
+    with caplog.at_level(logging.ERROR):
+        work.when_ready(gone)
+        work.when_ready(told.set)
+        work.allowed.set()
+        assert told.wait(PATIENCE)
+    assert "the page is gone" in caplog.text

@@ -252,3 +252,24 @@ def test_work_in_steps_that_fails_says_so_once(journal):
     journal.submit("a", "a", run)
     journal.wait_for("failed", "broken")
     assert journal.settle().count(("failed", "broken")) == 1
+
+
+def test_work_that_cannot_be_closed_holds_up_neither_a_newer_request_nor_the_lane(journal):
+    def run(job):
+        try:
+            journal.note("step")
+            yield 1
+            journal.note("step again")
+        finally:
+            raise RuntimeError("cannot tidy up")
+
+    stuck = journal.submit("a", "stuck", run)
+    release = threading.Event()
+    stuck.partly = lambda item: release.wait(PATIENCE)
+    journal.wait_for("step")
+    journal.submit("a", "new")
+    release.set()
+    journal.wait_for("done", "new")
+    journal.submit("b", "next")
+    journal.wait_for("done", "next")
+    assert ("step again",) not in journal.events

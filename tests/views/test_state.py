@@ -57,6 +57,14 @@ def test_a_given_model_goes_by_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch
     assert state.shared_model("gspn_nano") is not model
 
 
+def test_a_second_given_model_of_a_name_does_not_replace_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "_given", {})
+    first, second = (load_model("gspn_nano", seed=seed) for seed in (11, 12))
+    names = [state.offer(first), state.offer(second), state.offer(first)]
+    assert names == ["gspn_nano (given)", "gspn_nano (given 2)", "gspn_nano (given)"]
+    assert [state.shared_model(name) for name in names] == [first, second, first]
+
+
 def test_the_sessions_of_a_process_share_one_model() -> None:
     assert state.shared_model("swin_nano") is state.shared_model("swin_nano")
 

@@ -12,13 +12,11 @@ import torch
 import xarray as xr
 from torch import nn
 
-from kernels.backends import choose
 from workbench.models.base import VisionModel
-from workbench.models.checkpoint import fingerprint
 from workbench.models.checks import check_choice
 
 from .attribution_baselines import BASELINES, baseline_of
-from .attribution_model import Cancel, Progress, Subject, Watch, exact, name_of
+from .attribution_model import Progress, Subject, Watch, name_of
 from .attribution_result import COLOURS, SIGNS, displayed, variables, warning
 from .attribution_spec import (
     METHODS,
@@ -34,8 +32,9 @@ from .attribution_spec import (
     resolved_target,
     resolved_unit,
 )
-from .field_gradient import Cancelled, device_of
+from .field_gradient import Cancel, Cancelled, device_of, dtype_of, exact
 from .field_images import Picture, Pictures, size_of
+from .running_field import model_info
 from .spec import record
 
 __all__ = [
@@ -169,7 +168,8 @@ def _attributed(
     start = None if spec.baseline is None else baseline_of(x, spec.baseline, spec.blur)
     found = run(subject, x, start, spec)
     data = variables(method, found.attribution, size, score, found.baseline_score)
-    attrs = record("attribution", spec, _info(model, picture, x, spec))
+    explained = {"image": picture.name, "image_sha256": picture.sha256, "size": size}
+    attrs = record("attribution", spec, model_info(model, x.device, x.dtype) | explained)
     attrs |= {"explains": _explains(spec, aim.target is None), "warning": warning(method, data)}
     attrs |= {"words": METHODS[method].words, "source": METHODS[method].source, "captum": version("captum")}
     attrs |= {"passes": watch.done, **found.numbers}
@@ -178,9 +178,7 @@ def _attributed(
 
 def _input(subject: Subject, picture: Picture) -> torch.Tensor:
     """The picture on the device of the stand-in and in its type, 32 bits at least."""
-    dtypes = {t.dtype for t in (*subject.parameters(), *subject.buffers()) if t.is_floating_point()}
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    return picture.tensor.detach().clone().to(device_of(subject.model), dtype)
+    return picture.tensor.detach().clone().to(device_of(subject.model), dtype_of(subject.model))
 
 
 def _spec(
@@ -210,22 +208,3 @@ def _explains(spec: AttributionSpec, highest: bool) -> str:
         return f"class {spec.target}" + (", the one with the highest score" if highest else "")
     what = "sum of the positive parts of its channels" if spec.channel is None else f"channel {spec.channel}"
     return f"unit {spec.unit} of {spec.layer}, {what}"
-
-
-def _info(model: nn.Module, picture: Picture, x: torch.Tensor, spec: AttributionSpec) -> dict[str, Any]:
-    """What was explained and what computed it, for the attrs."""
-    backend = getattr(model, "backend", None) if isinstance(model, VisionModel) else None
-    return {
-        "model": name_of(model),
-        "config": getattr(model, "config", {}),
-        "weights": getattr(model, "weights", "as given"),
-        "weights_sha256": getattr(model, "weights_sha256", "") or fingerprint(model.state_dict()),
-        "layout": getattr(model, "layout", ""),
-        "seed": getattr(model, "seed", None),
-        "image": picture.name,
-        "image_sha256": picture.sha256,
-        "size": spec.size,
-        "dtype": spec.dtype,
-        "device": str(x.device),
-        "backend": choose(backend, x) if backend else "torch",
-    }

@@ -22,13 +22,11 @@ from captum.attr import (
 )
 
 from .attribution_model import Subject
+from .attribution_result import ROUNDING
 from .attribution_spec import NODES, pieces_of, windows
 
 # It tells whoever hands Captum a shared model; the hooks are on a stand-in here.
 warnings.filterwarnings("ignore", "Setting forward, backward hooks and attributes", UserWarning)
-
-#: The error of float32 scores, relative to them: no sum of differences needs to be closer.
-ROUNDING = 1e-5
 
 T = TypeVar("T")
 

@@ -5,8 +5,7 @@ thread at that moment. A stand-in has modules of its own that share the memory o
 hooked there, nobody else sees, no gradient reaches a parameter, and evaluation mode needs no switching back.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,10 +14,9 @@ from torch import nn
 from workbench.models.base import VisionModel
 from workbench.names import unknown
 
-from .field_gradient import Cancelled
+from .field_gradient import Cancel, Cancelled, poll_passes, shape_of
 
 Progress = Callable[[int, int], None] | None
-Cancel = Callable[[], bool] | None
 
 
 class Watch:
@@ -116,7 +114,7 @@ class Subject(nn.Module):
         """What `pick` takes: logits, or the map of the unit's layer."""
         self.watch.poll()
         try:
-            found = self.model(x)
+            found = self.model(x.clone())  # some modules change what they are given
         except _Reached as reached:
             found = reached.features
         self.watch.passed(len(x))
@@ -137,8 +135,9 @@ class Subject(nn.Module):
         """A block's output as (B, C, h, w)."""
         found = self.model.as_map(output) if isinstance(self.model, VisionModel) else output
         if not isinstance(found, torch.Tensor) or found.ndim != 4:
-            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-            raise ValueError(f"A layer must give a map (B, C, h, w); {layer!r} gives {shape}: name another layer.")
+            raise ValueError(
+                f"A layer must give a map (B, C, h, w); {layer!r} gives {shape_of(found)}: name another layer."
+            )
         return found
 
     def _through_tap(self, layer: str) -> Callable[..., torch.Tensor]:
@@ -165,10 +164,7 @@ class Subject(nn.Module):
         return hook
 
     def _polling(self, _: nn.Module, args: Any, output: Any) -> None:
-        self.watch.poll()
-        for tensor in output if isinstance(output, tuple | list) else [output]:
-            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                tensor.register_hook(lambda _: self.watch.poll())  # goes with the graph
+        poll_passes(output, self.watch.poll)
 
 
 def layer_names(model: nn.Module) -> list[str]:
@@ -180,16 +176,3 @@ def layer_names(model: nn.Module) -> list[str]:
 
 def name_of(model: nn.Module) -> str:
     return model.name if isinstance(model, VisionModel) else type(model).__name__
-
-
-@contextmanager
-def exact(device: torch.device) -> Iterator[None]:
-    """Gradients can be taken and precision is full, whatever the caller has set."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if device.type == "cuda":
-            full = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
-            stack.enter_context(torch.backends.cudnn.flags(**full))
-        yield

@@ -24,6 +24,9 @@ SIGNS = {
 #: A completeness gap above this is pointed out.
 GAP = 0.01
 
+#: The error of float32 scores, relative to them: no sum of differences needs to be closer.
+ROUNDING = 1e-5
+
 COLOURS = ["red", "green", "blue"]
 
 
@@ -54,10 +57,13 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 def warning(method: str, data: dict[str, Any]) -> str:
     """What a reader must know about the result, or ""."""
     if not np.isfinite(data["attribution"][1]).all():
-        return "Some attributions are not finite: the model's gradient at this picture is not."
+        return "Some attributions are not finite: the model's score or its gradient is not."
     gap = data.get("completeness_gap", ((), 0.0))[1]
     if gap <= GAP:
         return ""
+    scores = [data[name][1] for name in ("score", "baseline_score")]
+    if abs(scores[0] - scores[1]) <= ROUNDING * max(map(abs, scores)):
+        return "The baseline has the score of the picture but for rounding: there is no change to attribute."
     missed = f"The attributions miss the change of the score from the baseline to the picture by {gap:.1%}"
     if method == "deep_lift":
         return f"{missed}: the model has non-linearities for which DeepLIFT has no rule and takes the plain gradient."

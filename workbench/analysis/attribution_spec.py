@@ -14,6 +14,8 @@ from workbench.names import unknown
 
 from .attribution_baselines import BASELINES
 from .attribution_model import layer_names, name_of
+from .field_gradient import shape_of
+from .field_spec import cell_of
 
 #: What NoiseTunnel makes of the gradients of the noisy pictures: name -> words.
 NOISES = {"smoothgrad": "their mean", "smoothgrad_sq": "the mean of their squares", "vargrad": "their variance"}
@@ -299,9 +301,9 @@ def windows(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, i
 
 def resolved_target(target: Any, logits: torch.Tensor) -> int:
     """The class, checked against the logits (1, classes); None: the one with the highest."""
-    if logits.ndim != 2:
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         raise ValueError(
-            f"A class is explained on a model that gives (B, classes); this one gives {tuple(logits.shape)}: give unit."
+            f"A class is explained on a model that gives (B, classes); this one gives {shape_of(logits)}: give unit."
         )
     return int(logits[0].argmax()) if target is None else _index("target", target, logits.shape[1], "classes")
 
@@ -311,15 +313,7 @@ def resolved_unit(unit: Any, channel: Any, features: torch.Tensor) -> tuple[tupl
     channels, rows, cols = features.shape[1:]
     if channel is not None:
         channel = _index("channel", channel, channels, "channels")
-    if isinstance(unit, str) and unit == "centre":
-        return (rows // 2, cols // 2), channel
-    try:
-        row, col = (operator.index(number) for number in unit)
-    except (TypeError, ValueError):
-        raise ValueError(f"unit is 'centre' or a cell (row, col); got {unit!r}.") from None
-    if not (0 <= row < rows and 0 <= col < cols):
-        raise ValueError(f"unit must be a cell of the layer's {rows} rows and {cols} columns; got {(row, col)}.")
-    return (row, col), channel
+    return cell_of(unit, (rows, cols)), channel
 
 
 def _index(name: str, value: Any, count: int, what: str) -> int:

@@ -88,7 +88,8 @@ def netcdf_bytes(dataset: xr.Dataset) -> bytes:
     """The result as a NetCDF 3 file, which every NetCDF reader opens; `load_result` gives it back.
 
     NetCDF 3 has no booleans, no unsigned and no 64-bit integers: those are stored as the smallest type that holds
-    their values. Attributes other than text and floating-point numbers are stored as JSON text.
+    their values. Attributes other than text and floating-point numbers are stored as JSON text, in which a tuple is
+    {"tuple": [...]}.
 
     Raises:
         ValueError: an attribute that JSON has no form for, a dimension without entries, or an integer that no type of

@@ -1,6 +1,7 @@
 """Gradients of units of a layer with respect to the picture: one forward pass, then one backward pass for each unit.
 
-Both can be cancelled inside, hooks act for the thread that asked only, and no parameter gets a gradient.
+Both can be cancelled inside, hooks act for the thread that asked only, and no parameter gets a gradient. What
+attribution needs as well, cancelling and full precision, is here, too.
 """
 
 import copy
@@ -61,6 +62,12 @@ def device_of(model: Any) -> torch.device:
     return torch.device(getattr(model, "device", "cpu"))
 
 
+def dtype_of(model: Any) -> torch.dtype:
+    """What a model computes in: the dtype of its first floating-point parameter, or else buffer; float32 if none."""
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+
 def in_dtype(model: Any, dtype: torch.dtype) -> Any:
     """The model itself if it computes in `dtype`, else a copy that does; in 16 bits small gradients would be lost."""
     if not isinstance(model, nn.Module):
@@ -71,22 +78,26 @@ def in_dtype(model: Any, dtype: torch.dtype) -> Any:
 
 
 def features(model: Any, x: torch.Tensor, layer: str) -> torch.Tensor:
-    """The map of a layer: (B, 3, H, W) -> (B, C, h, w). In a plain module a layer is the dotted name of a submodule.
+    """The map of a layer: (B, colours, H, W) -> (B, C, h, w). In a plain module a layer is a submodule's dotted name.
 
     Raises:
         ValueError: the submodule does not run, or its output is no such map.
     """
     found = model.features(x, layer) if has_layers(model) else _output_of(model, layer, x)
     if not isinstance(found, torch.Tensor) or found.ndim != 4 or found.shape[0] != x.shape[0]:
-        got = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise ValueError(
-            f"A receptive field needs a layer whose output is a map (B, C, h, w); {name_of(model, layer)} gives {got} "
-            f"for images {tuple(x.shape)}: name another layer."
+            f"A receptive field needs a layer whose output is a map (B, C, h, w); {_in_words(model, layer)} gives "
+            f"{shape_of(found)} for images {tuple(x.shape)}: name another layer."
         )
     return found
 
 
-def name_of(model: Any, layer: str) -> str:
+def shape_of(found: Any) -> str:
+    """What a module gave, in messages: the shape of a tensor, or the type."""
+    return str(tuple(found.shape)) if isinstance(found, torch.Tensor) else type(found).__name__
+
+
+def _in_words(model: Any, layer: str) -> str:
     """A layer in messages: the name of a submodule, or what the module itself is."""
     return repr(layer) if layer else f"the output of {type(model).__name__}"
 
@@ -105,7 +116,7 @@ def unit_gradients(
 
     Args:
         model: see `receptive_field`.
-        x: (B, 3, H, W), on the model's device and in its dtype.
+        x: (B, colours, H, W), on the model's device and in its dtype.
         layer: whose map the units are in.
         units: (row, col) cells of that map, U of them.
         grid: (h, w) that the map must have.
@@ -124,10 +135,10 @@ def unit_gradients(
     with exact(x.device), evaluating(model):
         x = x.detach().clone().requires_grad_()
         with _polling(model, poll if cancelled else None):
-            found = features(model, x, layer)
+            found = features(model, x.clone(), layer)  # some modules change what they are given
         if tuple(found.shape[2:]) != tuple(grid):
             raise ValueError(
-                f"The map of {name_of(model, layer)} has {found.shape[2]} x {found.shape[3]} cells for images of "
+                f"The map of {_in_words(model, layer)} has {found.shape[2]} x {found.shape[3]} cells for images of "
                 f"{x.shape[2]} x {x.shape[3]} pixels; the spec says {grid[0]} x {grid[1]}: resolve it for this model."
             )
         objective = _objective(channels, found.shape[1])
@@ -189,7 +200,7 @@ def _gradient(value: torch.Tensor, x: torch.Tensor, keep: bool) -> torch.Tensor:
 
 
 def _reduced(gradient: torch.Tensor, how: str) -> np.ndarray:
-    """(B, 3, H, W) -> (B, H, W) float64: squares of small gradients do not fit into 32 bits."""
+    """(B, colours, H, W) -> (B, H, W) float64: squares of small gradients do not fit into 32 bits."""
     g = gradient.detach().to("cpu", torch.float64)
     reductions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "relu": lambda g: g.relu().sum(1),
@@ -222,14 +233,44 @@ def exact(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        precision = torch.get_float32_matmul_precision()
-        if precision != "highest":
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, precision)
+        _exact_products(stack)
         if device.type == "cuda":
-            exact = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
-            stack.enter_context(torch.backends.cudnn.flags(**exact))
+            _exact_cudnn(stack)
         yield
+
+
+def _exact_products(stack: ExitStack) -> None:
+    """Products of matrices in full precision until the stack closes."""
+    backends: Any = torch.backends
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # its answer once the precision of single operations has been set by their names
+        _exact_by_name(stack, backends.cuda.matmul, backends.mkldnn.matmul)
+        return
+    if precision != "highest":
+        torch.set_float32_matmul_precision("highest")
+        stack.callback(torch.set_float32_matmul_precision, precision)
+
+
+def _exact_cudnn(stack: ExitStack) -> None:
+    """cuDNN in full precision and repeatable until the stack closes."""
+    cudnn: Any = torch.backends.cudnn
+    try:
+        cudnn.allow_tf32  # noqa: B018 (raises once the precision of single operations has been set by their names)
+    except RuntimeError:
+        _exact_by_name(stack, cudnn.conv, cudnn.rnn)
+        for name, value in (("benchmark", False), ("deterministic", True)):
+            stack.callback(setattr, cudnn, name, getattr(cudnn, name))
+            setattr(cudnn, name, value)
+        return
+    exact = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False, "fp32_precision": "ieee"}
+    stack.enter_context(cudnn.flags(**exact))
+
+
+def _exact_by_name(stack: ExitStack, *operations: Any) -> None:
+    for operation in operations:
+        stack.callback(setattr, operation, "fp32_precision", operation.fp32_precision)
+        operation.fp32_precision = "ieee"
 
 
 def _poll(cancelled: Cancel) -> Callable[[], None]:
@@ -248,10 +289,7 @@ def _polling(model: Any, poll: Callable[[], None] | None) -> Iterator[None]:
     def hook(_: nn.Module, args: Any, output: Any) -> None:
         if poll is None or threading.get_ident() != asker:
             return
-        poll()
-        for tensor in output if isinstance(output, tuple | list) else [output]:
-            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                tensor.register_hook(lambda _: poll())  # goes with the graph
+        poll_passes(output, poll)
 
     modules = model.modules() if poll and isinstance(model, nn.Module) else ()
     handles = [module.register_forward_hook(hook) for module in modules]
@@ -262,8 +300,18 @@ def _polling(model: Any, poll: Callable[[], None] | None) -> Iterator[None]:
             handle.remove()
 
 
+def poll_passes(output: Any, poll: Callable[[], None]) -> None:
+    """For hooks on modules: poll now, in the forward pass, and when the gradient of the output arrives."""
+    poll()
+    for tensor in output if isinstance(output, tuple | list) else [output]:
+        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+            tensor.register_hook(lambda _: poll())  # goes with the graph
+
+
 def _output_of(model: nn.Module, layer: str, x: torch.Tensor) -> Any:
     """Run a plain module up to a submodule, the module itself for "", and return what that gives."""
+    if not layer:
+        return model(x)
     caught: list[Any] = []
     asker = threading.get_ident()
 

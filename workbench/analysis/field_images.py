@@ -12,13 +12,13 @@ from workbench.images import Image, list_images, load_image
 
 #: What is accepted, for messages.
 KINDS = (
-    "an Image, a name, a path, bytes, an (H, W, 3) array, a (N, 3, H, W) float tensor, a folder, or a list or iterator "
-    "of those"
+    "an Image, a name, a path, bytes, an (H, W, 3) array, a (N, 3, H, W) float tensor, a list or iterator of those, or "
+    "a folder"
 )
 
 
 class Picture(NamedTuple):
-    """One image as a model reads it: tensor (1, 3, H, W), and the SHA-256 of its pixels."""
+    """One image as a model reads it: tensor (1, colours, H, W), and the SHA-256 of its pixels."""
 
     name: str
     tensor: torch.Tensor
@@ -29,16 +29,18 @@ class Pictures:
     """Images, read lazily: iterate over it once.
 
     Args:
-        images: an `Image`, the name of a shipped one, a path, bytes, an (H, W, 3) array, a (N, 3, H, W) float tensor
-            that is normalised already, the path of a folder, an `ImageFolder`, or a list or iterator of those.
+        images: an `Image`, the name of a shipped one, a path, bytes, an (H, W, 3) array, a (N, colours, H, W) float
+            tensor that is normalised already, a list or iterator of those; or the path of a folder, or an
+            `ImageFolder`.
         size: (rows, cols) in pixels; a file or an array is brought to it by `load_image`, all else must have it.
+        colours: that every image must have; all but tensors have 3.
 
     Raises:
         ValueError, TypeError: while iterating, for what is no image or has another size.
     """
 
-    def __init__(self, images: Any, size: tuple[int, int]) -> None:
-        self.size = size
+    def __init__(self, images: Any, size: tuple[int, int], colours: int = 3) -> None:
+        self.size, self.colours = size, colours
         if _is_folder(images):
             from .image_folder import ImageFolder
 
@@ -69,13 +71,19 @@ class Pictures:
                 yield self._of_image(given if isinstance(given, Image) else load_image(given, self.size))
 
     def _of_image(self, image: Image) -> Picture:
+        if self.colours != 3:
+            raise ValueError(
+                f"Image {image.name!r} has 3 colours, and the receptive field is of images of {self.colours}: give "
+                f"a float tensor (N, {self.colours}, H, W)."
+            )
         self._check(f"Image {image.name!r}", image.tensor)
         return Picture(image.name, image.tensor, image.sha256)
 
     def _of_tensor(self, batch: torch.Tensor) -> Iterator[Picture]:
-        if not _is_batch(batch) or batch.shape[1] != 3 or not batch.is_floating_point():
+        if not _is_batch(batch) or batch.shape[1] != self.colours or not batch.is_floating_point():
             raise ValueError(
-                f"A tensor of images is (N, 3, H, W) and of floats; got {tuple(batch.shape)} of {batch.dtype}."
+                f"A tensor of images is (N, {self.colours}, H, W) and of floats; got {tuple(batch.shape)} of "
+                f"{batch.dtype}."
             )
         for n, each in enumerate(batch):
             self._check(f"Image {n} of the tensor", each)
@@ -91,9 +99,15 @@ class Pictures:
             )
 
 
+def colours_of(images: Any) -> int:
+    """The number of colours of images, which only tensors may have other than 3; 3 for iterators."""
+    first = _first(images)
+    return first.shape[1] if _is_batch(first) else 3
+
+
 def size_of(images: Any) -> tuple[int, int] | None:
     """The (rows, cols) of images that have a size already; None for files, arrays and iterators."""
-    first = images[0] if isinstance(images, list | tuple) and images else images
+    first = _first(images)
     if isinstance(first, Image):
         first = first.tensor
     if isinstance(first, torch.Tensor):
@@ -102,6 +116,11 @@ def size_of(images: Any) -> tuple[int, int] | None:
     if isinstance(size, int):
         return size, size
     return (size[0], size[1]) if isinstance(size, tuple) and len(size) == 2 else None
+
+
+def _first(images: Any) -> Any:
+    """The first of a list, or what was given."""
+    return images[0] if isinstance(images, list | tuple) and images else images
 
 
 def _is_one(images: Any) -> bool:
@@ -114,6 +133,9 @@ def _is_batch(images: Any) -> bool:
 
 def _is_folder(images: Any) -> bool:
     """Whether it is the path of a directory; the name of a shipped image is not."""
-    if not isinstance(images, str | Path) or not Path(images).is_dir():
+    if isinstance(images, str) and (not images or images in list_images()):
+        return False  # an empty text would be the current directory
+    try:
+        return isinstance(images, str | Path) and Path(images).is_dir()
+    except OSError:  # longer than a name may be
         return False
-    return isinstance(images, Path) or images not in list_images()

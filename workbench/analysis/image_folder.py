@@ -133,7 +133,8 @@ def _is_image(name: str) -> bool:
 
 def _name(file: Path, root: Path) -> str:
     """The path inside the folder as text that can be printed and stored, whatever bytes the file system allowed."""
-    return os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+    text = os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _spread(files: list[Path], limit: int | None) -> list[Path]:

@@ -26,7 +26,9 @@ Place = tuple[float, float]
 def cell_centre(cell: tuple[int, int], grid: tuple[int, int], size: tuple[int, int]) -> Place:
     """The geometric centre of a cell of `grid` in a picture of `size` pixels: (r + 0.5) * size / grid - 0.5.
 
-    Cell 16 of 32 over 1024 pixels covers the pixels 512 to 543; its centre is 527.5.
+    Cell 16 of 32 over 1024 pixels covers the pixels 512 to 543; its centre is 527.5. The cells tile the picture evenly:
+    where a layer leaves out or adds pixels at the border, what it reads is centred some pixels off, near the borders
+    the most.
     """
     row, col = ((c + 0.5) * pixels / cells - 0.5 for c, cells, pixels in zip(cell, grid, size, strict=True))
     return row, col

@@ -28,7 +28,7 @@ from .field_gradient import (
     is_constant,
     unit_gradients,
 )
-from .field_images import Picture, Pictures, size_of
+from .field_images import Picture, Pictures, colours_of, size_of
 from .field_spec import UNIT, ReceptiveFieldSpec, resolve
 from .mass import THRESHOLDS, replknet_ratio
 from .running_field import RunningField
@@ -69,7 +69,7 @@ def stream(
     Raises:
         ValueError, TypeError: there is no image, or one that does not fit.
     """
-    pictures = Pictures(images, spec.size)
+    pictures = Pictures(images, spec.size, spec.colours)
     field = RunningField(spec, model) if start is None else start
     field.pictures = pictures
     running = in_dtype(model, DTYPES[spec.dtype])
@@ -84,6 +84,7 @@ def stream(
         return
     if not field.read:
         raise ValueError(_nothing(pictures))
+    field.complete = True  # also where nothing was left for a restored field to add
 
 
 def receptive_field(
@@ -102,12 +103,14 @@ def receptive_field(
         model: from `load_model`; or anything with its methods `features(x, layer)` and `layers(size)`; or any
             torch.nn.Module, whose layers are its submodules by their dotted names and must give a (B, C, h, w) map.
         images: an `Image`, the name of a shipped one, a path, bytes, an (H, W, 3) array, a (N, 3, H, W) float tensor
-            that is normalised already, a folder, or a list or iterator of those; read one batch at a time.
+            that is normalised already, a list or iterator of those; or a folder. They are read one batch at a time.
+            Tensors may have other than 3 colours if the model takes them; `colours` says so where they come from an
+            iterator.
         layer: None: the model's last.
         unit: "centre", a cell (row, col), or "3x3" for 9 cells evenly spaced.
         progress: called with the `RunningField` after each batch; it has count, planned and `result()`.
         cancelled: polled often; once it returns true, what there is so far is returned, marked as not complete.
-        spec: size, channels, gradient, thresholds, batch and dtype, see `resolve`.
+        spec: size, channels, gradient, thresholds, batch, dtype and colours, see `resolve`.
 
     Returns:
         map (row, col): the mean gradient divided by its sum, which is attrs["gradient_mass"].
@@ -127,8 +130,9 @@ def receptive_field(
     Raises:
         ValueError, TypeError: see `resolve` and `load_image`; the layer's output is no map; there is no image.
     """
-    size = spec.pop("size", None) or size_of(images)
-    resolved = resolve(model, layer, unit, size, **spec)
+    size = spec.pop("size", None)
+    spec.setdefault("colours", colours_of(images))
+    resolved = resolve(model, layer, unit, size_of(images) if size is None else size, **spec)
     field = RunningField(resolved, model)
     for _ in stream(model, images, resolved, cancelled=cancelled, start=field):
         if progress is not None:
@@ -162,7 +166,8 @@ def _batches(pictures: Iterator[Picture], count: int) -> Iterator[tuple[list[Pic
 def _gradients(model: Any, batch: list[Picture], field: RunningField, cancelled: Cancel) -> np.ndarray:
     """(B, U, H, W), all zero where the sum over channels is constant."""
     spec = field.spec
-    x = torch.cat([picture.tensor.detach() for picture in batch]).to(device_of(model), DTYPES[spec.dtype])
+    device, dtype = device_of(model), DTYPES[spec.dtype]
+    x = torch.cat([picture.tensor.detach().to(device, dtype) for picture in batch])
     if spec.channels in ("sum", "mean") and not field.read:
         field.constant = is_constant(model, x, spec.layer, spec.unit, spec.grid, cancelled)
     if field.constant:

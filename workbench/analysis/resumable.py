@@ -164,9 +164,7 @@ def _run(
         if reader.ended and not reader.images:
             return None
         raise
-    if reader.ended and field.read == len(reader.images):
-        field.complete = True  # the stream does not say so where nothing was left to add
-    elif field.read > kept:
+    if not field.complete and field.read > kept:
         _keep(saved, field, reader)
     return field
 

@@ -54,7 +54,7 @@ class RunningField:
         self.pictures: Pictures | None = None
         self._sums = np.zeros((len(spec.unit), *spec.size))
         self._chain = b""
-        self._info = _info(model, spec)
+        self._info = model_info(model, device_of(model), DTYPES[spec.dtype])
         self._theory: list[TheoreticalField] | None = None
 
     @property
@@ -116,11 +116,14 @@ class RunningField:
         return xr.Dataset(variables, {**numbers.coords, "unit_row": cell[0], "unit_col": cell[1]})
 
     def _fields(self) -> list[TheoreticalField]:
-        """The theoretical field of each unit, found once; none for a model that is not of the registry."""
+        """The theoretical field of each unit, found once; none for a model that is not as the registry builds it."""
         if self._theory is None:
             known = isinstance(self.model, VisionModel) and self.model.name in list_models()
             units = self.spec.unit if known else ()
-            self._theory = [theoretical_field(self.model, self.spec.layer, unit, self.spec.size) for unit in units]
+            try:
+                self._theory = [theoretical_field(self.model, self.spec.layer, unit, self.spec.size) for unit in units]
+            except TypeError:  # somebody has put a module into it of which nothing is known
+                self._theory = []
         return self._theory
 
     def _images(self) -> dict[str, Any]:
@@ -182,14 +185,13 @@ def chained(chain: bytes, digest: str) -> bytes:
     return hashlib.sha256(chain + bytes.fromhex(digest)).digest()
 
 
-def _info(model: Any, spec: ReceptiveFieldSpec) -> dict[str, Any]:
-    """What the gradients are of and what computes them, for the attrs."""
-    device = device_of(model)
-    given = _of_registry(model, spec, device) if isinstance(model, VisionModel) else _of_module(model)
-    return given | {"device": str(device), "dtype": spec.dtype}
+def model_info(model: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The model and what computes it, for the attrs of a result: which one, its weights, backend, device and dtype."""
+    given = _of_registry(model, device, dtype) if isinstance(model, VisionModel) else _of_module(model)
+    return given | {"device": str(device), "dtype": str(dtype).removeprefix("torch.")}
 
 
-def _of_registry(model: VisionModel, spec: ReceptiveFieldSpec, device: torch.device) -> dict[str, Any]:
+def _of_registry(model: VisionModel, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "model": model.name,
         "config": model.config,
@@ -197,7 +199,7 @@ def _of_registry(model: VisionModel, spec: ReceptiveFieldSpec, device: torch.dev
         "weights_sha256": model.weights_sha256,
         "layout": model.layout,
         "seed": model.seed,
-        "backend": choose(model.backend, torch.empty(0, dtype=DTYPES[spec.dtype], device=device)),
+        "backend": choose(model.backend, torch.empty(0, dtype=dtype, device=device)),
     }
 
 
@@ -206,7 +208,9 @@ def _of_module(model: Any) -> dict[str, Any]:
     config, weights = {}, ""
     if isinstance(model, nn.Module):
         parts = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
-        config, weights = {"parts_sha256": hashlib.sha256(parts.encode()).hexdigest()}, fingerprint(model.state_dict())
+        config = {"parts_sha256": hashlib.sha256(parts.encode()).hexdigest()}
+        # A module may put other things into its state.
+        weights = fingerprint({name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)})
     return {
         "model": type(model).__name__,
         "config": config,

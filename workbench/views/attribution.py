@@ -243,7 +243,9 @@ class AttributionView(PageView):
             return
         slow = any(panel.result.attrs["backend"] == "reference" for panel in drawing.panels)
         running = self._asked is not None and drawing.request is not self._asked
-        if (running and self._begun_on == "reference") or (slow and drawing.request == drawing.request.quick()):
+        # Where something else is asked for, that was cancelled or failed, and does not come back.
+        quick = self.request() == drawing.request == drawing.request.quick()
+        if (running and self._begun_on == "reference") or (slow and quick):
             self.refresh(anew=True)
 
     def refresh(self, anew: bool = False) -> None:
@@ -277,7 +279,9 @@ class AttributionView(PageView):
             return
         self._drawing = outcome
         self._messages.visible = False
+        rows, cols = self._grid
         with pn.io.hold():
+            self.query(min(self.row, rows - 1), min(self.col, cols - 1))  # what `request` took for a cell outside
             self._redraw()
             self.layout.show_idle("Finished.", 100)
 
@@ -316,10 +320,6 @@ class AttributionView(PageView):
     def looks(self) -> tuple[Look, ...]:
         """How the panels are shown."""
         return () if self._drawing is None else looks_of(self._drawing, self.sign, self.outlier)
-
-    def refuse(self, error: Exception) -> None:
-        """Say what is wrong; what is shown stays."""
-        super()._fail(error)
 
     def shown(self) -> AttributionDrawing | None:
         """What is on the page; None before anything is."""

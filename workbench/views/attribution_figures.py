@@ -32,7 +32,8 @@ class Look:
 
     def words(self) -> str:
         """What a panel is normalised by, and whether its colours may be compared with the other's."""
-        top = f"1 stands for {self.top:.3g}" if np.isfinite(self.top) else "no attribution is other than 0"
+        kind = {"positive": "above", "negative": "below"}.get(self.sign, "other than")
+        top = f"1 stands for {self.top:.3g}" if np.isfinite(self.top) else f"no attribution is {kind} 0"
         if self.alone:
             return f"{top}."
         if self.shared:
@@ -50,7 +51,8 @@ def looks_of(drawing: AttributionDrawing, sign: str, outlier: float) -> tuple[Lo
         shown = [displayed(values, sign, outlier).values for values in summed]
     tops = [top_of(values.values, of) for values, of in zip(summed, shown, strict=True)]
     if shared:
-        tops = [np.fmax.reduce(tops)] * len(tops)
+        # Where a panel shows nothing below the top, the smallest of what was cut may lie above it.
+        tops = [np.fmin.reduce(tops)] * len(tops)
     return tuple(Look(of, sign, outlier, top, shared, alone) for of, top in zip(shown, tops, strict=True))
 
 
@@ -74,12 +76,15 @@ def top_of(summed: np.ndarray, shown: np.ndarray) -> float:
 
 
 def comparable(panels: tuple[Panel, ...]) -> bool:
-    """Whether the panels' attributions are in one unit: one score of one model, by methods that measure the same."""
+    """Whether the panels' attributions are in one unit: one score of one model, by methods that measure the same.
+
+    Grad-CAM takes the mean of the gradients over a layer's cells: the maps of two layers are in two units.
+    """
     if len(panels) != 2:
         return False
     specs = [panel.result.attrs["spec"] for panel in panels]
     scores = [
-        (panel.source.model, spec["target"], spec["layer"], spec["unit"], spec["channel"])
+        (panel.source.model, *(spec[name] for name in ("target", "layer", "unit", "channel", "cam_layer")))
         for panel, spec in zip(panels, specs, strict=True)
     ]
     methods = {spec["method"] for spec in specs}

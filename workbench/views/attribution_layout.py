@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from .attribution import AttributionView
 
 
-def _small(sentence: str) -> str:
-    return f"<div style='font-size: 12px'>{sentence}</div>"
+def _announced(sentence: str) -> str:
+    """A sentence that screen readers say; the progress between two of them is too much to be read out."""
+    return f"<div role='status' style='font-size: 12px'>{sentence}</div>"
 
 
 class AttributionLayout:
@@ -47,7 +48,7 @@ class AttributionLayout:
         """Say that work has been asked for, before its first report."""
         with pn.io.hold():
             self.cancel.disabled = False
-            self.words.object, self.bar.value = _small("Computing …"), 0
+            self.words.object, self.bar.value = _announced("Computing …"), 0
 
     def show_progress(self, progress: Progress) -> None:
         """How far the work is."""
@@ -59,7 +60,7 @@ class AttributionLayout:
         """Nothing is computed now; a sentence says why, and the bar how far it came, in percent."""
         with pn.io.hold():
             self.cancel.disabled = True
-            self.words.object, self.bar.value = _small(sentence), done
+            self.words.object, self.bar.value = _announced(sentence), done
 
     # Controls
 

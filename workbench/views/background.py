@@ -51,4 +51,7 @@ class Background:
             self.ready.set()
             waiting, self._waiting = self._waiting, []
         for call in waiting:
-            call()
+            try:
+                call()
+            except Exception:  # such as of a page that is gone: the others are told
+                logging.getLogger(__name__).exception("Who waited for %s could not be told.", self.name)

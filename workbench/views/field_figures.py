@@ -19,23 +19,6 @@ from .state import session_document
 Limits = tuple[float, float]
 
 
-def joined(columns: Columns) -> Columns:
-    """Columns of many lines as those of one line with gaps; others as they are."""
-    if "xs" not in columns or not columns["xs"]:
-        return columns
-    return {name: [np.concatenate([np.append(line, np.nan) for line in lines])] for name, lines in columns.items()}
-
-
-def with_joined_lines(figure: hv.Overlay) -> hv.Overlay:
-    """A figure whose paths are one line each: HoloViews takes 20 ms for every line, and a map has hundreds."""
-
-    def join(element: hv.Path) -> hv.Path:
-        line = np.stack([element.dimension_values(axis) for axis in (0, 1)], axis=1)
-        return element.clone([line]) if len(line) else element
-
-    return figure.clone([join(element) if type(element) is hv.Path else element for element in figure])
-
-
 #: How wide a map usually is on the page, and what ticks, colour bar and toolbar take of its width and height.
 USUAL, BESIDE, ABOVE = 330, 96, 64
 
@@ -47,7 +30,7 @@ def compact(figure: hv.Overlay, size: tuple[int, int]) -> hv.Overlay:
         plot.state.aspect_ratio = USUAL / ((USUAL - BESIDE) * size[0] / size[1] + ABOVE)
 
     labels = hv.opts.RGB(xlabel="", ylabel=""), hv.opts.Image(clabel="")
-    return with_hooks(with_joined_lines(figure).opts(*labels), shape, on_canvas).opts(title="")
+    return with_hooks(figure.opts(*labels), shape, on_canvas).opts(title="")
 
 
 def with_hooks(figure: hv.Overlay, *more: Callable[[Any, Any], None]) -> hv.Overlay:
@@ -96,7 +79,7 @@ class FieldFigure(PatchedFigure):
 
     def _patch_all(self, columns: dict[str, Columns], limits: Limits, opacity: float) -> None:
         for part, data in columns.items():
-            self._patch(part, joined(data))
+            self._patch(part, data)
         for handles in self._drawn.values():
             handles["map"]["color_mapper"].update(low=limits[0], high=limits[1])
         self.set_opacity(opacity)

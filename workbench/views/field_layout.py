@@ -7,10 +7,8 @@ import panel as pn
 import panel_material_ui as pmui
 import param
 
-from workbench.models.base import VisionModel
-
 from .field_choices import COMPARISONS
-from .field_request import CROPS, LARGEST_SIDE, MOST_MODELS
+from .field_request import CROPS, LARGEST_SIDE, MOST_MODELS, Source
 from .model_choice import ModelChoice
 from .page import WIDE, WRAP, arrows
 from .tables import WARMING
@@ -91,7 +89,7 @@ class FieldLayout:
 
     def _sides(self) -> list[int]:
         """The sides that every model takes, and the chosen one, which a change of the models may have made unfit."""
-        fitting = [side for side in SIDES if all(_takes(source.shapes(), side) for source in self._page.sources())]
+        fitting = [side for side in SIDES if all(_takes(source, side) for source in self._page.sources())]
         return sorted({*fitting, self._page.size} - {0})
 
     def _select(self, label: str, choose: Callable[[Any], Any]) -> Any:
@@ -202,10 +200,10 @@ def _button(label: str, act: Callable[..., None], **options: Any) -> Any:
     return button
 
 
-def _takes(model: VisionModel, side: int) -> bool:
-    """Whether a model takes square pictures of that side."""
+def _takes(source: Source, side: int) -> bool:
+    """Whether a model, if there is one of that name, takes square pictures of that side."""
     try:
-        model.check_size(side, side)
+        source.shapes().check_size(side, side)
     except ValueError:
         return False
     return True

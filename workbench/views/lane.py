@@ -53,9 +53,13 @@ class Job:
     def drop(self) -> None:
         """Give the job up, between two steps."""
         self.cancelled.set()
-        if self.steps is not None:
-            self.steps.close()
-            self.steps = None
+        steps, self.steps = self.steps, None
+        if steps is None:
+            return
+        try:
+            steps.close()
+        except Exception:  # nobody waits for it any more, and neither the lane nor who asks anew may fail by it
+            logging.getLogger(__name__).exception("Work in steps could not be closed.")
 
 
 class Lane:

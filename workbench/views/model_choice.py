@@ -143,7 +143,10 @@ class ModelChoice(pn.viewable.Viewer):
         if not self._box.visible:
             return
         text = page.models[self._index]
-        name, values = (text, {}) if text in page.given else _with_inputs(text)
+        try:
+            name, values = (text, {}) if text in page.given else _with_inputs(text)
+        except ValueError:  # the page says what is wrong with it
+            return
         self._following = True
         try:
             self.remove.disabled = len(page.models) == 1

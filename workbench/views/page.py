@@ -33,6 +33,9 @@ class PageView(pn.viewable.Viewer):
     #: The parameters that the page's address keeps.
     LINK: tuple[str, ...] = ()
 
+    #: Whether the page is what its address describes.
+    followed = True
+
     controls: list[Any]
     body: pn.Column
 
@@ -74,6 +77,10 @@ class PageView(pn.viewable.Viewer):
         text = str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
         self._messages.param.update(object=html.escape(text), visible=True)
 
+    def refuse(self, error: Exception) -> None:
+        """Say in one sentence what is wrong with an input; what is shown, and what is computed, stays."""
+        PageView._fail(self, error)
+
     def _try(self, draw: Callable[[], None]) -> None:
         """Do what draws the first picture before the page is sent; a failure is a sentence on the page."""
         try:
@@ -104,6 +111,7 @@ class PageView(pn.viewable.Viewer):
             return view
         except (ValueError, TypeError) as error:
             view = cls()
+            view.followed = False
             view._fail(ValueError(f"The link could not be followed, the page shows its defaults: {error}"))
             return view
 

@@ -1,6 +1,7 @@
 """The Receptive field page: which pixels of the picture move a unit of a layer, for up to four models side by side."""
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -93,7 +94,9 @@ class ReceptiveFieldView(PageView):
         super().__init__(models=models, layers=layers, **params)
         self._timings: dict[Any, Timing] = {}
         self._compared_as: tuple[str, list[str], list[str]] = ("", [], [])  # the last of COMPARISONS
-        self._asked: FieldRequest | None = None  # what the lane is at work on
+        self._asked: FieldRequest | None = None  # what the lane was asked for last
+        self._busy = False  # whether it is at work on that
+        self._placed = False  # whether the unit was chosen since the last drawing, on the grid of now
         self._opened = False  # whether the browser shows the page: it opens on the maps, which the rest would delay
         self._announced: FieldRequest | None = None  # what the status sentence is about
         self._grid: Position = (1, 1)  # what row and col count on
@@ -108,11 +111,9 @@ class ReceptiveFieldView(PageView):
         self.controls, self.body = self.layout.controls, self.layout.body
         self.body.extend(self._pace.widgets)
         self._try(lambda: self._show(first_picture(self._ask())))  # the page opens on a finished picture
-        self.param.watch(self._compared, ["models", "layers"])
-        self.param.watch(lambda *_: self._keep_place(), ["size"])
         self.param.watch(self._drop_upload, ["image"])
         drawn_from = ["models", "layers", "image", "upload", "count", "size", "row", "col", "channels", "channel"]
-        self.param.watch(lambda *_: self.refresh(), [*drawn_from, "gradient"])
+        self.param.watch(self._changed, [*drawn_from, "gradient"])
         self.param.watch(lambda *_: self._redraw(), ["decades", "first", "second"])
         self.param.watch(lambda *_: self._set_opacity(), ["opacity"])
         KERNELS.start()
@@ -128,7 +129,10 @@ class ReceptiveFieldView(PageView):
     def _loaded(self) -> None:
         """The rest of the images and of the figures, once the browser shows the first."""
         self._opened = True
-        self.refresh()
+        if self._drawing is not None and self._drawing.complete:
+            self._redraw()
+        else:
+            self.refresh()
         KERNELS.when_ready(partial(deliverer(), self._warmed))
 
     def _warmed(self) -> None:
@@ -160,7 +164,7 @@ class ReceptiveFieldView(PageView):
         self._compared_as = name, *checked(found.models, found.layers, self.given)
         with param.parameterized.batch_call_watchers(self):
             self.choose(found.models, found.layers)
-            self._keep_place()
+            self._follow_grid()
             self.to_centre() if found.unit is None else self._pick(*found.unit)
 
     def comparison(self) -> str:
@@ -184,10 +188,24 @@ class ReceptiveFieldView(PageView):
             self.given = given
             self.choose([*self.models[:kept], name], [*self.layers[:kept], ""])
 
-    def _compared(self, *events: param.parameterized.Event) -> None:
-        """Bring the layers in line with the models, whoever set them, and the unit in line with the grid."""
-        self.choose(self.models, self.layers)
-        self._keep_place()
+    def _changed(self, *events: param.parameterized.Event) -> None:
+        """Draw what is asked for now; before, bring the layers in line with the models, and the unit with the grid."""
+        self._placed |= any(event.name in ("row", "col") for event in events)
+        try:
+            models, layers = checked(self.models, self.layers, self.given)
+        except ValueError as error:
+            self.halt()
+            self.refuse(error)
+            return
+        if (models, layers) != (self.models, self.layers):
+            self.param.update(models=models, layers=layers)  # which comes back here
+            return
+        placed, self._placed = self._placed, False
+        if placed:
+            self._follow_grid()
+        elif self._keep_place():
+            return  # which comes back here, too
+        self.refresh()
 
     # The unit
 
@@ -208,16 +226,20 @@ class ReceptiveFieldView(PageView):
         """Choose the unit at a place given as shares of the picture."""
         self.query(int(down * self._grid[0]), int(right * self._grid[1]))
 
-    def _keep_place(self) -> None:
-        """Keep the unit at the same place of the picture when the first model's grid changes."""
-        source = self.sources()[0]
-        try:
-            grid = resolve(source.shapes(), source.layer, size=self.size or None).grid
-        except ValueError:  # the size does not fit, which `refresh` says
-            return
-        old, self._grid = self._grid, grid
+    def _keep_place(self) -> bool:
+        """Keep the unit at the same place of the picture when the first model's grid changes; whether that moved it."""
+        old = self._follow_grid()
+        before = self.row, self.col
         unit = min(self.row, old[0] - 1), min(self.col, old[1] - 1)
-        self.query(*(centre_of(grid) if unit == centre_of(old) else same_place(unit, old, grid)))
+        self.query(*(centre_of(self._grid) if unit == centre_of(old) else same_place(unit, old, self._grid)))
+        return (self.row, self.col) != before
+
+    def _follow_grid(self) -> Position:
+        """Count rows and columns on the grid of the first model's layer; the grid that they counted on until now."""
+        source, old = self.sources()[0], self._grid
+        with suppress(ValueError):  # a size that does not fit, which `refresh` says
+            self._grid = resolve(source.shapes(), source.layer, size=self.size or None).grid
+        return old
 
     # Drawing
 
@@ -250,14 +272,18 @@ class ReceptiveFieldView(PageView):
             self.halt()
             self._fail(error)
             return
-        self._asked = request
-        self.layout.show_waiting()
+        self._asked, self._busy = request, True
+        if self._drawing is not None and self._drawing.request == request and not anew:
+            self._drawing = replace(self._drawing, running=True)
+            self._tell()
+        else:
+            self.layout.show_waiting()
         self.submit(partial(_run, request, anew, lambda: self._pace.ready), self._show, partly=self._show)
 
     def halt(self, *_: Any) -> None:
         """Stop; the picture as far as it got stays."""
         self.cancel()
-        self._asked = None
+        self._asked, self._busy = None, False
         if self._drawing is not None:
             self._drawing = replace(self._drawing, running=False)
             self._tell()
@@ -276,6 +302,7 @@ class ReceptiveFieldView(PageView):
             self._messages.visible = False
             self._redraw()
             self._pace.sent()
+            self._busy = self._busy and drawing.running
 
     def shown(self) -> FieldDrawing | None:
         """What is on the page; None before anything is."""

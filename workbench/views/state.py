@@ -64,8 +64,16 @@ _given: dict[str, VisionModel] = {}
 
 
 def offer(model: VisionModel) -> str:
-    """Make a model that the caller loaded available to the pages; returns the name it goes by there."""
-    name = f"{model.name} (given)"
+    """Make a model that the caller loaded available to the pages; returns the name it goes by there.
+
+    One that is given again keeps its name; another of the same name is numbered, so that no page's model changes.
+    """
+    for name, known in _given.items():
+        if known is model:
+            return name
+    numbers = range(1, len(_given) + 2)
+    names = [f"{model.name} (given{'' if number == 1 else f' {number}'})" for number in numbers]
+    name = next(name for name in names if name not in _given)
     _given[name] = model
     return name
 
