@@ -5,6 +5,7 @@ from functools import partial
 
 import panel as pn
 import panel_material_ui as pmui
+from panel.io.location import Location
 from panel.util import edit_readonly
 
 from workbench.views.page import PageView
@@ -29,7 +30,7 @@ def dashboard() -> pmui.Page:
         if view.followed:
             location.sync(view, view.link_state())
         else:
-            when_loaded(partial(readdress, view))
+            when_loaded(partial(readdress, view, location))
     page = pmui.Page(
         title="GSPN workbench",
         header=[navigation(current)],
@@ -47,10 +48,10 @@ def dashboard() -> pmui.Page:
     return page
 
 
-def readdress(view: PageView) -> None:
+def readdress(view: PageView, location: Location) -> None:
     """Replace an address that could not be followed, in the browser too, by that of the page; it is not read again."""
-    pn.state.location.search = ""
-    pn.state.location.sync(view, view.link_state())
+    location.search = ""
+    location.sync(view, view.link_state())
 
 
 def complain(view: PageView, error: Exception) -> None:

@@ -318,6 +318,8 @@ def test_nothing_of_a_run_stays_in_memory(swin, image):
         ("integrated_gradients", {"tolerance": 0}, "tolerance must be a positive number; got 0."),
         ("occlusion", {"window": 65}, "window must fit into the picture of 64 x 64 pixels; got (65, 65)."),
         ("occlusion", {"window": 4, "stride": 5}, "stride must not pass over pixels: at most the window, (4, 4)"),
+        ("occlusion", {"window": 0}, "window is a whole number of pixels, or (rows, cols) of them; got 0."),
+        ("occlusion", {"stride": 0}, "stride is a whole number of pixels, or (rows, cols) of them; got 0."),
         ("occlusion", {"window": (4, 0)}, "window is a whole number of pixels, or (rows, cols) of them; got (4, 0)."),
         ("noise_tunnel", {"noise": "smoothgrid"}, "There is no noise named 'smoothgrid'; did you mean smoothgrad"),
         ("noise_tunnel", {"sigma": -1}, "sigma must be a positive number; got -1."),

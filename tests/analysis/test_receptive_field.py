@@ -292,6 +292,8 @@ def test_what_is_no_model_or_gives_no_map_is_refused(images):
         receptive_field(Net(), images, channels="channel 5")
     with pytest.raises(ValueError, match="swin_nano takes images whose sides are multiples of 4"):
         resolve(load_model("swin_nano", device="cpu"), size=65)
+    with pytest.raises(ValueError, match="size is a whole number of pixels, .* got 0"):
+        receptive_field(Net(), images, size=0)
     with pytest.raises(ValueError, match=r"Conv2d does not run on a picture \(1, 3, 27, 38\): .*[Kk]ernel size"):
         receptive_field(nn.Conv2d(3, 4, 30), images)
     with pytest.raises(ValueError, match=r"swin_nano takes images as \(B, 3, rows, cols\); got \(1, 1, 64, 64\)"):
@@ -308,6 +310,8 @@ def test_batches_are_small_and_part_of_the_spec():
     net = nn.Conv2d(3, 1, 1)
     batches = {size: resolve(net, size=size).batch for size in (8, 64, 128, 224, 512)}
     assert batches == {8: 8, 64: 4, 128: 1, 224: 1, 512: 1}
+    assert resolve(net).size == (224, 224)
+    net.input_size = (3, 32, 32)  # whatever that means there
     assert resolve(net).size == (224, 224)
     assert resolve(net).thresholds == THRESHOLDS
 

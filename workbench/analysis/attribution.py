@@ -34,6 +34,7 @@ from .attribution_spec import (
 )
 from .field_gradient import Cancel, Cancelled, device_of, dtype_of, exact
 from .field_images import Picture, Pictures, size_of
+from .field_spec import designed_side
 from .running_field import model_info
 from .spec import record
 
@@ -139,7 +140,7 @@ def refusal(model: nn.Module, method: str, layer: str | None = None) -> str | No
 
 
 def _picture(model: nn.Module, image: Any) -> Picture:
-    side = getattr(model, "input_size", 224)
+    side = designed_side(model)
     pictures = list(Pictures([image], size_of(image) or (side, side)))
     if len(pictures) != 1:
         raise ValueError(f"An attribution is of one image; got {len(pictures)}.")

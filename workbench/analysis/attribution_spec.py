@@ -259,8 +259,10 @@ def fitted(chosen: dict[str, Any], size: tuple[int, int], device: str) -> dict[s
         pixels = BATCH_PIXELS.get(device, BATCH_PIXELS["cpu"])
         fit["batch"] = min(BATCH_IMAGES, max(1, pixels // (size[0] * size[1])))
     if "window" in fit:
-        window = _pair("window", fit["window"] or max(1, round(shorter * WINDOW)))
-        stride = _pair("stride", fit["stride"] or tuple(max(1, side // 2) for side in window))
+        default = max(1, round(shorter * WINDOW))
+        window = _pair("window", default if fit["window"] is None else fit["window"])
+        halves = tuple(max(1, side // 2) for side in window)
+        stride = _pair("stride", halves if fit["stride"] is None else fit["stride"])
         if any(w > side for w, side in zip(window, size, strict=True)):
             raise ValueError(f"window must fit into the picture of {size[0]} x {size[1]} pixels; got {window}.")
         if any(s > w for s, w in zip(stride, window, strict=True)):

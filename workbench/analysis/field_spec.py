@@ -89,7 +89,7 @@ def resolve(
         ValueError: something does not exist or is out of range, or a plain module does not run on such a picture; one
             sentence.
     """
-    rows, cols = _size(getattr(model, "input_size", 224) if size is None else size)
+    rows, cols = _size(designed_side(model) if size is None else size)
     for name in options:
         if name not in OPTIONS:
             raise ValueError(unknown("option", name, OPTIONS))
@@ -101,6 +101,11 @@ def resolve(
     spec = ReceptiveFieldSpec(layer, cells, name, (rows, cols), grid, **given)
     _check(spec)
     return spec
+
+
+def designed_side(model: Any) -> int:
+    """The side in pixels that a model was designed for; 224 if it does not say."""
+    return getattr(model, "input_size", 224) if has_layers(model) else 224  # a plain module may call anything so
 
 
 def _size(size: Any) -> tuple[int, int]:

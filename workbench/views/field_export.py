@@ -83,7 +83,7 @@ class Downloads:
     def _button(self, name: str) -> Any:
         return pmui.FileDownload(
             label=name, filename=f"receptive_field.{name}", callback=partial(self.file, name),
-            variant="outlined", size="small", description=f"download what is shown as {name}",
+            variant="outlined", size="small",
         )  # fmt: skip
 
     def file(self, name: str) -> io.BytesIO:
