@@ -178,6 +178,20 @@ def test_the_compiled_kernels_do_not_bring_back_what_was_cancelled(
     assert asked == []
 
 
+def test_drawing_the_same_again_keeps_what_was_said_about_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(KERNELS), "backend", "reference")
+    view = AttributionView.from_address({"model": "gspn_nan"})
+    settle()
+    monkeypatch.undo()
+    view._warmed()
+    settle()
+    assert panels(view)[0].result.attrs["backend"] != "reference"
+    assert "link could not be followed" in view._messages.object
+    assert view._messages.visible
+    change(view, method="input_x_gradient")
+    assert not view._messages.visible
+
+
 def test_what_was_computed_is_remembered(view: AttributionView, monkeypatch: pytest.MonkeyPatch) -> None:
     change(view, method="input_x_gradient")
     monkeypatch.setattr(attribution_request, "attribute", lambda *args, **kwargs: pytest.fail("computed again"))

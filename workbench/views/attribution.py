@@ -258,7 +258,8 @@ class AttributionView(PageView):
             return
         self._asked, self._begun_on = request, KERNELS.backend
         self.layout.show_waiting()
-        self.submit(partial(_run, request), partial(self._show, request), partly=partial(self._tell, request))
+        show = partial(self._show, request, anew=anew)
+        self.submit(partial(_run, request), show, partly=partial(self._tell, request))
 
     def halt(self, *_: Any) -> None:
         """Stop computing; the last finished picture stays."""
@@ -270,15 +271,18 @@ class AttributionView(PageView):
         if request is self._asked:
             self.layout.show_progress(progress)
 
-    def _show(self, request: AttributionRequest | None, outcome: AttributionDrawing | Exception) -> None:
-        """Show what was computed, unless something else has been asked for since."""
+    def _show(
+        self, request: AttributionRequest | None, outcome: AttributionDrawing | Exception, anew: bool = False
+    ) -> None:
+        """Show what was computed, unless something else has been asked for since; `anew` as for `refresh`."""
         if request is not self._asked:
             return
         if isinstance(outcome, Exception):
             self._fail(outcome)
             return
+        if not (anew and self._drawing is not None and self._drawing.request == request):
+            self._messages.visible = False  # the same picture again says nothing new about an input or a link
         self._drawing = outcome
-        self._messages.visible = False
         rows, cols = self._grid
         with pn.io.hold():
             self.query(min(self.row, rows - 1), min(self.col, cols - 1))  # what `request` took for a cell outside
