@@ -292,7 +292,7 @@ def test_what_is_no_model_or_gives_no_map_is_refused(images):
         receptive_field(Net(), images, channels="channel 5")
     with pytest.raises(ValueError, match="swin_nano takes images whose sides are multiples of 4"):
         resolve(load_model("swin_nano", device="cpu"), size=65)
-    with pytest.raises(ValueError, match="size is a whole number of pixels, .* got 0"):
+    with pytest.raises(ValueError, match=r"size is a whole number of pixels, .* got 0"):
         receptive_field(Net(), images, size=0)
     with pytest.raises(ValueError, match=r"Conv2d does not run on a picture \(1, 3, 27, 38\): .*[Kk]ernel size"):
         receptive_field(nn.Conv2d(3, 4, 30), images)

@@ -14,7 +14,7 @@ SMALL = 'models=["swin_nano","nat_nano"]&count=2'
 def open_page(visit, query=""):
     visit.open(f"receptive-field?{query}", shown=SHOWN)
     finished(visit)
-    visit.page.locator(".difference canvas").first.wait_for(timeout=60_000)
+    visit.page.locator(".curve-ranked canvas").first.wait_for(timeout=60_000)
     return visit
 
 
@@ -30,6 +30,7 @@ def units(visit):
 def click(visit, figure, right, down):
     """Click at a place of a figure, and wait until the status names another unit."""
     before = visit.status()
+    visit.page.locator(figure).first.scroll_into_view_if_needed()
     box = visit.page.locator(figure).first.bounding_box()
     visit.page.mouse.click(box["x"] + right * box["width"], box["y"] + down * box["height"])
     visit.page.wait_for_function(
@@ -42,6 +43,7 @@ def test_the_page_opens_on_three_models_without_errors_overlaps_or_foreign_reque
     open_page(visit)
     for name in ("gspn_nano", "swin_nano", "nat_nano"):
         assert f"{name} stage2.block2: cell (row 8, column 8), 8 images" in visit.status()
+    visit.page.locator(".difference canvas").first.wait_for(timeout=60_000)
     width = visit.page.viewport_size["width"]
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     boxes = [figure.bounding_box() for figure in visit.page.locator(".bk-Figure").all()]

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import xarray as xr
 from workbench.analysis.export import load_result
 from workbench.models import load_model
 from workbench.models.checkpoint import save
-from workbench.views import field_request
+from workbench.views import field_memory, field_request
 from workbench.views.field_request import MOST_PIXELS, FieldRequest, Images, Kept, Memory, Source, draw_fields
 from workbench.views.lane import LANE, Job
 from workbench.views.receptive_field import ReceptiveFieldView
@@ -30,10 +31,13 @@ TWO = ["swin_nano", "nat_nano"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def warm_kernels() -> None:
-    """A page that warms its kernels draws itself again; these tests start after that."""
+def warm_kernels() -> Iterator[None]:
+    """A page that warms its kernels draws itself again; these tests start after that, and leave no work behind."""
     KERNELS.start()
     assert KERNELS.ready.wait(DEADLINE)
+    yield
+    while LANE._waiting or LANE._running:
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +235,24 @@ def test_the_memory_keeps_the_latest_runs_and_of_one_run_what_is_furthest() -> N
     assert [memory.get(name) is not None for name in "abcd"] == [True, False, True, True]
     memory.forget("a")
     assert memory.get("a") is None
+
+
+def test_a_gradient_that_does_not_fit_into_memory_is_refused_before_it_is_tried(
+    view: ReceptiveFieldView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = shown(view)
+    monkeypatch.setattr(field_memory, "_memory", lambda device: 2 * 10**9)
+    change(view, size=256)
+    assert all(result.sizes["row"] == 256 for result in shown(view))
+    change(view, size=1024)
+    assert re.fullmatch(
+        r"The gradient of swin_nano stage2.block2 at 1024 x 1024 pixels takes about \d GB, and this machine has 2 GB: "
+        r"choose a smaller picture or an earlier layer\.",
+        message(view),
+    )
+    change(view, size=0)
+    assert message(view) == ""
+    assert [r.attrs["hash"] for r in shown(view)] == [r.attrs["hash"] for r in before]
 
 
 def test_an_upload_replaces_the_pictures_until_another_is_chosen(view: ReceptiveFieldView) -> None:

@@ -4,6 +4,7 @@ import html
 import re
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import holoviews as hv
@@ -26,10 +27,13 @@ TWO = ["swin_nano", "nat_nano"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def warm_kernels() -> None:
-    """A page that warms its kernels draws itself again; these tests start after that."""
+def warm_kernels() -> Iterator[None]:
+    """A page that warms its kernels draws itself again; these tests start after that, and leave no work behind."""
     KERNELS.start()
     assert KERNELS.ready.wait(DEADLINE)
+    yield
+    while LANE._waiting or LANE._running:
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +319,7 @@ def test_a_part_of_a_link_that_does_not_exist_is_named_and_the_page_opens(addres
     view = ReceptiveFieldView.from_address(address)
     assert "The link could not be followed" in message(view)
     assert len(shown(view)) == 3
+    view.halt()
 
 
 def test_the_page_is_one_of_the_served_ones() -> None:

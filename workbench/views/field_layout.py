@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Any
 import panel as pn
 import panel_material_ui as pmui
 import param
+import xarray as xr
+
+from workbench.plots import receptive_field as maps
+from workbench.plots import receptive_field_curves as curves
+from workbench.plots import receptive_field_difference as differences
 
 from .field_choices import COMPARISONS
-from .field_request import CROPS, LARGEST_SIDE, MOST_MODELS, Source
+from .field_request import CROPS, LARGEST_SIDE, MOST_MODELS, FieldDrawing, Source, Timing
+from .field_tables import heading, label_of, numbers_table, progress_line, share_done, split_captions
 from .model_choice import ModelChoice
 from .page import WIDE, WRAP, arrows
-from .tables import WARMING
+from .state import KERNELS
+from .tables import WARMING, caption_html
 from .text import Html
 
 if TYPE_CHECKING:
@@ -40,7 +47,7 @@ class FieldLayout:
         self.headings = tuple(Html("", margin=(4, 10, 0, 10), **wide) for _ in page.maps)
         self.captions = tuple(Html("", margin=(0, 10, 4, 10), **wide) for _ in page.maps)
         self.shared_caption = Html("", margin=(0, 10, 8, 10), **wide)
-        self.numbers, self.warming = Html("", **wide), Html(WARMING, **wide)
+        self.numbers, self.warming = Html("", **wide), Html("" if KERNELS.ready.is_set() else WARMING, **wide)
         self.curves_caption = Html("", margin=(0, 10), **wide)
         self.difference_caption = Html("", margin=(0, 10), **wide)
         self.words = Html("", margin=(6, 10), **wide)
@@ -80,6 +87,56 @@ class FieldLayout:
             self.count.disabled = page.image != CROPS or page.upload is not None
         finally:
             self._following = False
+
+    # What is shown
+
+    def draw(self, drawing: FieldDrawing, whole: bool) -> None:
+        """The maps, their captions and numbers, and, where `whole`, the figures below them."""
+        page, results = self._page, drawing.named()
+        limits = maps.colour_range(list(results.values()), page.decades)
+        grid, unit = drawing.specs[0].grid, drawing.specs[0].unit[0]
+        page.photograph.show(drawing.photograph, grid, unit, grid)
+        for n, (panel, figure) in enumerate(zip(self.panels, page.maps, strict=True)):
+            panel.visible = n < len(drawing.request.sources)
+            if n in results:
+                figure.show(results[n], drawing.photograph, limits, page.opacity)
+        shared, own = split_captions([maps.caption(result, limits) for result in results.values()])
+        self.shared_caption.object = caption_html(f"All maps: {shared}")
+        for n, text in zip(results, own, strict=True):
+            self.captions[n].object = caption_html(text)
+        self.numbers.object = numbers_table(drawing)
+        if whole:
+            self._draw_curves(list(results.values()), [label_of(drawing, n) for n in results])
+            self._draw_difference(drawing)
+
+    def _draw_curves(self, results: list[xr.Dataset], labels: list[str]) -> None:
+        for figure in self._page.curves:
+            figure.show(results, labels)
+        self.curves_caption.object = caption_html(curves.curves_caption(results))
+
+    def _draw_difference(self, drawing: FieldDrawing) -> None:
+        """The first chosen map minus the second, or the sentence that says why there is none."""
+        page, results = self._page, drawing.named()
+        a, b = (results.get(number - 1) for number in (page.first, page.second))
+        try:
+            if a is None or b is None or page.first == page.second:
+                raise ValueError("Choose two models that are on the page to see the difference of their maps.")
+            limits = differences.difference_range(a, b)
+        except ValueError as error:
+            self.difference_figure.visible = False
+            self.difference_caption.object = caption_html(str(error))
+            return
+        self.difference_figure.visible = True
+        page.difference.show(a, b, drawing.photograph, limits, page.opacity)
+        self.difference_caption.object = caption_html(differences.difference_caption(a, b, limits))
+
+    def tell(self, drawing: FieldDrawing, timings: list[Timing | None]) -> None:
+        """How far each model is, and how long its images take."""
+        for n, timing in enumerate(timings):
+            self.headings[n].object = heading(drawing, n, timing)
+        self.words.object, self.bar.value = progress_line(drawing), share_done(drawing)
+        self.stop.disabled = not drawing.running
+        self.again.param.update(label="Run again" if drawing.complete else "Go on", disabled=drawing.running)
 
     def show_waiting(self) -> None:
         """Say that work has begun, before its first picture."""

@@ -24,6 +24,7 @@ from workbench.images import Image
 from workbench.models import expression
 from workbench.models.base import VisionModel
 
+from .field_memory import check_memory
 from .figure import Position
 from .lane import Job
 from .request import DISPLAY, same_place
@@ -261,6 +262,7 @@ class Run:
         self._backend = KERNELS.backend
         model = self.source.load()
         model.set_backend(self._backend)
+        check_memory(model, self.spec.layer, self.spec.size[0])
         self._key = key_of(model, self.spec, self._name)
         if self._anew:
             MEMORY.forget(self._key)

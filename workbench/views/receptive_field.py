@@ -8,15 +8,12 @@ from typing import Any, Self
 
 import panel as pn
 import param
-import xarray as xr
 
 from workbench.analysis.receptive_field import CHANNELS, GRADIENTS, resolve
 from workbench.images import list_images, load_image
 from workbench.models.base import VisionModel
 from workbench.names import unknown
 from workbench.plots import receptive_field as maps
-from workbench.plots import receptive_field_curves as curves
-from workbench.plots import receptive_field_difference as differences
 
 from .field_choices import COMPARISONS, read_checkpoint
 from .field_export import Downloads, python_code
@@ -36,24 +33,14 @@ from .field_request import (
     first_picture,
     time_fields,
 )
-from .field_tables import (
-    heading,
-    label_of,
-    numbers_table,
-    progress_line,
-    share_done,
-    split_captions,
-    status_line,
-    timings_of,
-)
+from .field_tables import status_line, timings_of
 from .figure import PhotographFigure, Position
 from .lane import Job
 from .model_choice import add_given, checked, small_models
 from .pace import Pace
 from .page import PageView, picture_state
 from .request import DISPLAY, same_place
-from .state import KERNELS, deliverer, when_loaded
-from .tables import caption_html
+from .state import KERNELS, deliverer, session_document, when_loaded
 
 ALL_CHANNELS = -1
 
@@ -134,6 +121,8 @@ class ReceptiveFieldView(PageView):
         else:
             self.refresh()
         KERNELS.when_ready(partial(deliverer(), self._warmed))
+        if session_document() is not None:
+            pn.state.on_session_destroyed(lambda context: self.cancel())  # nobody waits for the rest
 
     def _warmed(self) -> None:
         """Draw again with the compiled kernels, and say no more that they are missing."""
@@ -200,6 +189,7 @@ class ReceptiveFieldView(PageView):
         if (models, layers) != (self.models, self.layers):
             self.param.update(models=models, layers=layers)  # which comes back here
             return
+        self._messages.visible = False
         placed, self._placed = self._placed, False
         if placed:
             self._follow_grid()
@@ -278,7 +268,8 @@ class ReceptiveFieldView(PageView):
             self._tell()
         else:
             self.layout.show_waiting()
-        self.submit(partial(_run, request, anew, lambda: self._pace.ready), self._show, partly=self._show)
+        run = partial(draw_fields, request, anew, lambda: self._pace.ready)
+        self.submit(partial(_caught, run), self._show, partly=self._show)
 
     def halt(self, *_: Any) -> None:
         """Stop; the picture as far as it got stays."""
@@ -290,7 +281,9 @@ class ReceptiveFieldView(PageView):
 
     def run_again(self, *_: Any) -> None:
         """Go on where it was stopped, or compute everything anew where it was finished."""
-        self.refresh(anew=self._drawing is not None and self._drawing.complete)
+        self._messages.visible = False
+        drawing = self._drawing
+        self.refresh(anew=drawing is not None and drawing.complete and drawing.request == self.request())
 
     def _show(self, drawing: FieldDrawing | Exception | None) -> None:
         """Show what the lane gave, unless something else has been asked for since."""
@@ -299,7 +292,6 @@ class ReceptiveFieldView(PageView):
             self._fail(drawing)
         elif drawing is not None and drawing.request == self._asked:
             self._drawing = drawing
-            self._messages.visible = False
             self._redraw()
             self._pace.sent()
             self._busy = self._busy and drawing.running
@@ -309,64 +301,21 @@ class ReceptiveFieldView(PageView):
         return self._drawing
 
     def _redraw(self) -> None:
-        drawing = self._drawing
-        if drawing is None:
+        if self._drawing is None:
             return
-        results, parts = drawing.named(), self.layout
-        limits = maps.colour_range(list(results.values()), self.decades)
         with pn.io.hold():
-            grid, unit = drawing.specs[0].grid, drawing.specs[0].unit[0]
-            self.photograph.show(drawing.photograph, grid, unit, grid)
-            for n, (panel, figure) in enumerate(zip(parts.panels, self.maps, strict=True)):
-                panel.visible = n < len(drawing.request.sources)
-                if n in results:
-                    figure.show(results[n], drawing.photograph, limits, self.opacity)
-            shared, own = split_captions([maps.caption(result, limits) for result in results.values()])
-            parts.shared_caption.object = caption_html(f"All maps: {shared}")
-            for n, text in zip(results, own, strict=True):
-                parts.captions[n].object = caption_html(text)
+            self.layout.draw(self._drawing, whole=self._opened)
             self._tell()
-            if self._opened:
-                self._draw_curves(list(results.values()), [label_of(drawing, n) for n in results])
-                self._draw_difference(drawing)
-            parts.numbers.object = numbers_table(drawing)
-            self._code.value = python_code(drawing)
+            self._code.value = python_code(self._drawing)
 
     def _tell(self) -> None:
         """The words about what is shown and how far it is."""
-        drawing, parts = self._drawing, self.layout
-        timings = timings_of(drawing, self._timings)
+        drawing = self._drawing
         with pn.io.hold():
-            for n, timing in enumerate(timings):
-                parts.headings[n].object = heading(drawing, n, timing)
-            parts.words.object, parts.bar.value = progress_line(drawing), share_done(drawing)
-            parts.stop.disabled = not drawing.running
-            parts.again.label = "Run again" if drawing.complete else "Go on"
-            parts.again.disabled = drawing.running
+            self.layout.tell(drawing, timings_of(drawing, self._timings))
             if not drawing.running or self._announced != drawing.request:  # not after every image
                 self._announced = drawing.request
                 self._status.object = status_line(drawing)
-
-    def _draw_curves(self, results: list[xr.Dataset], labels: list[str]) -> None:
-        for figure in self.curves:
-            figure.show(results, labels)
-        self.layout.curves_caption.object = caption_html(curves.curves_caption(results))
-
-    def _draw_difference(self, drawing: FieldDrawing) -> None:
-        """The first chosen map minus the second, or the sentence that says why there is none."""
-        results, parts = drawing.named(), self.layout
-        a, b = (results.get(number - 1) for number in (self.first, self.second))
-        try:
-            if a is None or b is None or self.first == self.second:
-                raise ValueError("Choose two models that are on the page to see the difference of their maps.")
-            limits = differences.difference_range(a, b)
-        except ValueError as error:
-            parts.difference_figure.visible = False
-            parts.difference_caption.object = caption_html(str(error))
-            return
-        parts.difference_figure.visible = True
-        self.difference.show(a, b, drawing.photograph, limits, self.opacity)
-        parts.difference_caption.object = caption_html(differences.difference_caption(a, b, limits))
 
     def _set_opacity(self) -> None:
         for figure in (*self.maps, self.difference):
@@ -380,12 +329,16 @@ class ReceptiveFieldView(PageView):
             return
         request = self._drawing.request
         self.layout.measure.param.update(label="Measuring …", disabled=True)
-        self.submit(partial(time_fields, request), partial(self._timed, last=True), "latency", partly=self._timed)
+        run = partial(_caught, partial(time_fields, request))
+        self.submit(run, partial(self._timed, last=True), "latency", partly=self._timed)
 
-    def _timed(self, timings: Sequence[Timing], last: bool = False) -> None:
-        self._timings |= {(timing.name, timing.spec): timing for timing in timings}
+    def _timed(self, timings: Sequence[Timing] | Exception, last: bool = False) -> None:
         if last:
             self.layout.measure.param.update(label=MEASURE, disabled=False)
+        if isinstance(timings, Exception):
+            self._fail(timings)
+            return
+        self._timings |= {(timing.name, timing.spec): timing for timing in timings}
         self._tell()
 
     # Inputs
@@ -407,12 +360,10 @@ class ReceptiveFieldView(PageView):
         self._fail(error)
 
 
-def _run(
-    request: FieldRequest, anew: bool, ready: Callable[[], bool], job: Job
-) -> Generator[FieldDrawing | None, None, FieldDrawing | Exception]:
-    """`draw_fields`, with a failure as its result: the page then has to stop waiting."""
+def _caught(run: Callable[[Job], Generator[Any, None, Any]], job: Job) -> Generator[Any, None, Any]:
+    """A run with its failure as its result: the page then has to stop waiting."""
     try:
-        return (yield from draw_fields(request, anew, ready, job))
+        return (yield from run(job))
     except Exception as error:
         return error
 
