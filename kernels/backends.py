@@ -77,6 +77,22 @@ def choose(backend: str, tensor: torch.Tensor) -> str:
     return backend
 
 
+def choose_without_triton(operator: str, backend: str, tensor: torch.Tensor) -> str:
+    """As `choose`, for an operator that has no Triton kernels: "auto" takes the reference on a GPU tensor.
+
+    Raises:
+        ValueError: `backend` is not a known name.
+        BackendUnavailable: the named backend cannot run on this tensor, or is "triton".
+    """
+    if backend == "triton":
+        raise BackendUnavailable(
+            f"backend='triton' is not there for {operator}, which has no Triton kernels: use backend='reference', "
+            "which runs on every device, or 'auto'."
+        )
+    chosen = choose(backend, tensor)
+    return "reference" if chosen == "triton" else chosen
+
+
 def check_tensor(name: str, tensor: torch.Tensor, first: tuple[str, torch.Tensor]) -> None:
     """Raise unless `tensor` is a floating-point tensor with the dtype and device of the operator's first one.
 

@@ -35,6 +35,11 @@ _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8 = (
         -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
     )
 )  # fmt: skip
+#: Polynomial of (tanh(x) - x) / x**3 in x**2 for |x| below 0.625, highest power first (Cephes, tanhf).
+_T4, _T3, _T2, _T1, _T0 = (
+    np.float32(c) for c in (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+)
+_SMALL = np.float32(0.625)
 #: Polynomial of 2**r on |r| <= 1/2, highest power first: least relative error (9e-8) among those that are 1 at 0.
 _EXP2 = (0.0013264722656, 0.0096715129912, 0.0555073358118, 0.2402224242687, 0.6931470036507, 1.0)
 
@@ -52,6 +57,18 @@ def exp32(x):
     poly = ((((_C5 * r + _C4) * r + _C3) * r + _C2) * r + _C1) * r + _C0
     two_to_n = np.int32((np.int32(n) + 127) << 23).view(np.float32)
     return (poly * (r * r) + r + _ONE) * two_to_n
+
+
+@numba.njit(fastmath={"contract"}, forceinline=True, error_model="numpy")
+def tanh32(x):
+    """tanh(x) for a float32 x, to 2 units in the last place; NaN stays NaN."""
+    size = abs(x)
+    inverse = exp32(np.float32(-2) * size)
+    large = (_ONE - inverse) / (_ONE + inverse)
+    square = x * x
+    poly = (((_T4 * square + _T3) * square + _T2) * square + _T1) * square + _T0
+    small = poly * square * x + x
+    return small if size < _SMALL else (large if x > np.float32(0) else -large)
 
 
 @numba.njit(fastmath={"contract"}, forceinline=True)

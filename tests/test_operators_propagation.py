@@ -16,6 +16,7 @@ CASES = {
     "gspn_nano released": ("gspn_nano", {"merge": "released"}, 64),
     "gspn_nano, chunks, not square": ("gspn_nano", {"chunk": 5}, (36, 52)),
     "gspn_nano released, chunks": ("gspn_nano", {"merge": "released", "chunk": 5}, 48),
+    "gspn2_nano, chunks, not square": ("gspn2_nano", {"chunk": 5}, (36, 52)),
     "gspn_tiny": ("gspn_tiny", {"dims": (16, 32, 64, 128)}, 128),
 }
 layers = pytest.mark.parametrize(

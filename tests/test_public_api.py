@@ -25,7 +25,7 @@ def test_public_names_are_sorted() -> None:
 
 
 def test_models_are_listed_by_pattern() -> None:
-    assert wb.list_models("gspn*") == ["gspn_base", "gspn_nano", "gspn_small", "gspn_tiny"]
+    assert wb.list_models("gspn_*") == ["gspn_base", "gspn_nano", "gspn_small", "gspn_tiny"]
 
 
 def test_show_opens_a_viewer_on_a_model_and_an_image() -> None:
@@ -62,7 +62,7 @@ def test_show_opens_the_page_of_patterns() -> None:
         ({"page": "paterns"}, "There is no page named 'paterns'; did you mean patterns?"),
         ({"page": "patterns", "pattern": "swim"}, "There is no pattern named 'swim'; did you mean swin"),
         ({"page": "patterns", "kernel": 7}, "There is no setting named 'kernel' in patterns"),
-        ({"page": "afinity"}, "There is no page named 'afinity'; did you mean affinity?"),
+        ({"page": "afinity"}, "There is no page named 'afinity'; did you mean affinity"),
         ({"model": "gspn_nan"}, "There is no model named 'gspn_nan'; did you mean gspn_nano"),
         ({"other": "swin_nan"}, "There is no model named 'swin_nan'; did you mean swin_nano"),
         ({"image": "cofee"}, "There is no image named 'cofee'; did you mean coffee?"),

@@ -12,9 +12,12 @@ if getattr(kernels, "DISTRIBUTION", None) != "gspn-workbench":
 
 from workbench.analysis.affinity import AffinitySpec, affinity
 from workbench.analysis.attribution import AttributionSpec, attribute
+from workbench.analysis.directions import DirectionsSpec, directions
 from workbench.analysis.latency import measure
 from workbench.analysis.patterns import PatternSpec, list_patterns, patterns
 from workbench.analysis.receptive_field import ReceptiveFieldSpec, receptive_field
+from workbench.analysis.stability import stability
+from workbench.analysis.stability_spec import StabilitySpec
 from workbench.images import Image, list_images, load_image
 from workbench.models import list_models, load_model
 from workbench.operators import SpatialOperator, operator
@@ -22,12 +25,15 @@ from workbench.operators import SpatialOperator, operator
 __all__ = [
     "AffinitySpec",
     "AttributionSpec",
+    "DirectionsSpec",
     "Image",
     "PatternSpec",
     "ReceptiveFieldSpec",
     "SpatialOperator",
+    "StabilitySpec",
     "affinity",
     "attribute",
+    "directions",
     "list_images",
     "list_models",
     "list_patterns",
@@ -38,6 +44,7 @@ __all__ = [
     "patterns",
     "receptive_field",
     "show",
+    "stability",
 ]
 
 

@@ -10,7 +10,16 @@ from . import reference
 
 DIRECTIONS = ("left_right", "top_bottom", "right_left", "bottom_top")
 
-__all__ = ["DIRECTIONS", "Scan", "normalise_gates", "propagate"]
+#: How gates come from logits, each with its formula over the neighbours j that exist; others get exactly 0.
+NORMALISATIONS = {
+    "sigmoid": "sigmoid(l_j) / sum of sigmoid(l_j'), row-stochastic (GSPN)",
+    "softmax": "exp(l_j) / sum of exp(l_j'), row-stochastic",
+    "absolute": "l_j / max(1, sum of |l_j'|), signed, absolute sum at most 1 (SPN)",
+    "tanh": "tanh(l_j), signed, every gate by itself",
+    "none": "l_j as it is",
+}
+
+__all__ = ["DIRECTIONS", "NORMALISATIONS", "Normalisation", "Scan", "complement", "normalise_gates", "propagate"]
 
 
 class Scan(NamedTuple):
@@ -20,17 +29,25 @@ class Scan(NamedTuple):
     chunk: int | None
 
 
+class Normalisation(NamedTuple):
+    """How gates come from logits: one direction for each of the K maps, which tells their borders, and the rule."""
+
+    directions: tuple[str, ...]
+    rule: str
+
+
 def normalise_gates(
-    logits: torch.Tensor, directions: tuple[str, ...] = DIRECTIONS, *, backend: str = "auto"
+    logits: torch.Tensor, directions: tuple[str, ...] = DIRECTIONS, *, rule: str = "sigmoid", backend: str = "auto"
 ) -> torch.Tensor:
-    """Turn gate logits into row-stochastic gates: sigmoid, then divide by the sum over the neighbours that exist.
+    """Turn gate logits into gates, by default row-stochastic ones: sigmoid, then divide by the sum of those that exist.
 
     gate_j = sigmoid(logit_j) / max(sum over existing j' of sigmoid(logit_j'), 1e-7), and exactly 0 for a neighbour
-    outside the map: gate 0 at cross index 0, gate 2 at the last cross index.
+    outside the map: gate 0 at cross index 0, gate 2 at the last cross index. `NORMALISATIONS` has the other rules.
 
     Args:
         logits: (K, 3, B, G, H, W), K = len(directions), G channels (1 when channels share gates).
         directions: K names out of `DIRECTIONS`; the cross axis is rows for the horizontal ones, columns for the others.
+        rule: a name out of `NORMALISATIONS`.
         backend: "auto" | "reference" | "cpu" | "triton".
 
     Returns:
@@ -38,12 +55,14 @@ def normalise_gates(
 
     Raises:
         TypeError: `logits` is not a floating-point tensor.
-        ValueError: its shape or the directions do not fit.
+        ValueError: its shape or the directions do not fit, or there is no such rule.
         BackendUnavailable: the named backend cannot run here.
 
-    Source: GSPN (arXiv 2501.12381), the stability-context condition.
+    Source: GSPN (arXiv 2501.12381), the stability-context condition; SPN (NeurIPS 2017) for "absolute".
     """
     directions = _check_directions(directions)
+    if rule not in NORMALISATIONS:
+        raise ValueError(f"rule must be one of {', '.join(NORMALISATIONS)}; got {rule!r}.")
     check_tensor("logits", logits, first=("logits", logits))
     if logits.ndim != 6 or logits.shape[:2] != (len(directions), 3) or 0 in logits.shape:
         raise ValueError(
@@ -52,14 +71,47 @@ def normalise_gates(
         )
     chosen = choose(backend, logits)
     if chosen == "reference":
-        return reference.normalise_gates(logits, directions)
+        return reference.normalise_gates(logits, directions, rule)
+    settings = Normalisation(directions, rule)
     if chosen == "cpu":
         import kernels.propagation.normalise_cpu as normalise_cpu
 
-        return run(normalise_cpu, directions, logits)
+        return run(normalise_cpu, settings, logits)
     import kernels.propagation.normalise_gpu as normalise_gpu
 
-    return run(normalise_gpu, directions, logits)
+    return run(normalise_gpu, settings, logits)
+
+
+def complement(
+    gates: torch.Tensor, directions: tuple[str, ...] = DIRECTIONS, *, chunk: int | None = None
+) -> torch.Tensor:
+    """SPN's input weight, the `lam` that makes what a position keeps of itself and what it reads sum to 1.
+
+    lam[t, n] = 1 - (g0 + g1 + g2)[t, n] over the neighbours that exist, and 1 on the first line of every chunk, which
+    reads nothing; then every row of the propagation's matrix sums to 1.
+
+    Args:
+        gates: (K, 3, B, G, H, W), K = len(directions).
+        directions: as in `propagate`.
+        chunk: as in `propagate`.
+
+    Returns:
+        lam (K, B, G, H, W), in the dtype of `gates`.
+
+    Raises:
+        TypeError: `gates` is not a floating-point tensor, or `chunk` is not a whole number.
+        ValueError: shapes, directions or `chunk` do not fit.
+
+    Source: SPN (NeurIPS 2017), h_t = (I - d_t) x_t + w_t h_{t-1} with d_t the row sums of w_t.
+    """
+    directions, chunk = _check_directions(directions), _check_chunk(chunk)
+    check_tensor("gates", gates, first=("gates", gates))
+    if gates.ndim != 6 or gates.shape[:2] != (len(directions), 3) or 0 in gates.shape:
+        raise ValueError(
+            f"gates must be (K, 3, B, G, H, W) with K = {len(directions)} directions and no empty axis; "
+            f"got {tuple(gates.shape)}."
+        )
+    return reference.complement(gates, directions, chunk)
 
 
 def propagate(

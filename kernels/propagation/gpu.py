@@ -12,13 +12,14 @@ dg_j[t, n] = sum_c E[t, n] h[t-1, n+j-1], where the sums are over directions tha
 """
 
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from . import Scan
+from . import NORMALISATIONS, Scan
 from .gpu_lines import TILE, adjoint_columns, adjoint_rows, scan_columns, scan_rows
 
 #: Lines that one program walks at least when a map is cut into chunks.
@@ -189,15 +190,19 @@ def _tables(directions: tuple[str, ...], device: torch.device) -> tuple[tuple[bo
 
 def compile_specs() -> list[dict[str, Any]]:
     """Representative configurations of every kernel of this op, for ahead-of-time compilation (kernels/inspect.py)."""
-    from .normalise_gpu import normalise, normalise_gradient
+    from .normalise_gpu import normalise, normalise_gradient, rule_number
 
     specs: list[dict[str, Any]] = []
     for storage in ("fp32", "bf16"):
         for cross in (64, 256, 1024):
             specs += [_line_spec(kernel, storage, cross) for kernel in (scan_rows, scan_columns)]
             specs += [_line_spec(kernel, storage, cross) for kernel in (adjoint_rows, adjoint_columns)]
-        for kernel in (gate_gradient, input_gradient, weight_gradient, normalise, normalise_gradient):
+        for kernel in (gate_gradient, input_gradient, weight_gradient):
             specs.append(_flat_spec(kernel, storage))
+    for kernel, rule in product((normalise, normalise_gradient), NORMALISATIONS):
+        # Storage changes loads and stores only, which are the same code for every rule.
+        for storage in ("fp32", "bf16") if rule == "sigmoid" else ("bf16",):
+            specs.append(_spec(kernel, f"{rule} {storage}", storage, {"RULE": rule_number(rule), "BLOCK": 256}, 4))
     return specs
 
 

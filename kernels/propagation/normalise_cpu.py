@@ -1,4 +1,7 @@
-"""Gate normalisation on the CPU: numba, float32, forward and backward.
+"""Gate normalisation on the CPU: numba, float32, forward and backward, for every rule of `NORMALISATIONS`.
+
+A rule makes a weight of every logit (its sigmoid, exp, tanh, or itself), 0 for a neighbour that does not exist; all but
+"tanh" and "none" then divide the three weights of a position by S: their sum, or max(1, sum of magnitudes).
 
 Each plane (one channel of one image and direction) is finished while it is in the cache; every pass over it touches few
 arrays at a time, which is what lets LLVM vectorise it.
@@ -9,33 +12,68 @@ import numpy as np
 import torch
 
 from kernels.backends import CPU_LOCK
-from kernels.vectormath import exp32
+from kernels.vectormath import exp32, tanh32
 
+from . import NORMALISATIONS, Normalisation
 from .reference import SMALLEST_SUM
 
-_ONE, _SMALLEST = np.float32(1), np.float32(SMALLEST_SUM)
+_SIGMOID, _SOFTMAX, _ABSOLUTE, _TANH, _NONE = range(len(NORMALISATIONS))
+_ZERO, _ONE, _SMALLEST = np.float32(0), np.float32(1), np.float32(SMALLEST_SUM)
 _jit = numba.njit(cache=True, fastmath={"contract"}, error_model="numpy")
 
 
 @_jit
-def _sigmoids(logits, weights, width, horizontal):
-    """weights[j] = sigmoid(logits[j]) for three flat planes, 0 where gate j's neighbour lies outside the map."""
-    for j in range(3):
-        source, target = logits[j], weights[j]
-        for i in range(target.size):
-            target[i] = _ONE / (_ONE + exp32(-source[i]))
-    if horizontal:
-        weights[0][:width], weights[2][weights[2].size - width :] = 0, 0
-    else:
-        weights[0][::width], weights[2][width - 1 :: width] = 0, 0
+def _fill_missing(planes, value, width, horizontal):
+    """Set planes[j] to `value` where gate j's neighbour lies outside the map."""
+    first, last = planes[0], planes[2]
+    step = 1 if horizontal else width
+    start = last.size - width if horizontal else width - 1
+    for i in range(width if horizontal else first.size // width):
+        first[i * step] = value
+        last[start + i * step] = value
 
 
 @_jit
-def _inverse_sum(weights, inverse):
-    """inverse = 1 / max(sum of the three weights, 1e-7)."""
+def _copy(source, target):
+    for i in range(target.size):
+        target[i] = source[i]
+
+
+@_jit
+def _weigh(logits, weights, rule, width, horizontal, scratch):
+    """weights[j] = the weights of three flat planes of logits, 0 where gate j's neighbour lies outside the map."""
+    for j in range(3):
+        source, target = logits[j], weights[j]
+        if rule == _SIGMOID:
+            for i in range(target.size):
+                target[i] = _ONE / (_ONE + exp32(-source[i]))
+        elif rule == _TANH:
+            for i in range(target.size):
+                target[i] = tanh32(source[i])
+        else:
+            _copy(source, target)
+    if rule == _SOFTMAX:
+        _fill_missing(weights, np.float32(-np.inf), width, horizontal)
+        a, b, c = weights
+        for i in range(scratch.size):
+            scratch[i] = max(max(a[i], b[i]), c[i])
+        for j in range(3):
+            target = weights[j]
+            for i in range(target.size):
+                target[i] = exp32(target[i] - scratch[i])
+    _fill_missing(weights, _ZERO, width, horizontal)
+
+
+@_jit
+def _inverse_sum(weights, inverse, rule):
+    """inverse = 1 / S of the rule; S of a softmax is at least 1, so the clamp of the sigmoid's does nothing to it."""
     a, b, c = weights
-    for i in range(inverse.size):
-        inverse[i] = _ONE / max(a[i] + b[i] + c[i], _SMALLEST)
+    if rule == _ABSOLUTE:
+        for i in range(inverse.size):
+            inverse[i] = _ONE / max(abs(a[i]) + abs(b[i]) + abs(c[i]), _ONE)
+    else:
+        for i in range(inverse.size):
+            inverse[i] = _ONE / max(a[i] + b[i] + c[i], _SMALLEST)
 
 
 @_jit
@@ -44,55 +82,95 @@ def _three(planes, k, p):
 
 
 @numba.njit(cache=True, fastmath={"contract"}, error_model="numpy", parallel=True)
-def _forward(logits, gates, width, horizontal, scratch):
+def _forward(logits, gates, rule, width, horizontal, scratch):
     """logits, gates (K, 3, planes, H W); scratch (threads, H W)."""
     count, _, planes = gates.shape[:3]
     for item in numba.prange(count * planes):
         k, p = item // planes, item % planes
         mine, inverse = _three(gates, k, p), scratch[numba.get_thread_id()]
-        _sigmoids(_three(logits, k, p), mine, width, horizontal[k])
-        _inverse_sum(mine, inverse)
-        for j in range(3):
-            target = mine[j]
-            for i in range(inverse.size):
-                target[i] *= inverse[i]
+        _weigh(_three(logits, k, p), mine, rule, width, horizontal[k], inverse)
+        if rule < _TANH:
+            _inverse_sum(mine, inverse, rule)
+            for j in range(3):
+                target = mine[j]
+                for i in range(inverse.size):
+                    target[i] *= inverse[i]
+
+
+@_jit
+def _mean_gradient(dy, weights, inverse, mean, rule):
+    """mean = sum_j grad_j gate_j, what dividing by S takes off each gradient; 0 where S is a constant."""
+    for i in range(mean.size):
+        mean[i] = _ZERO
+    for j in range(3):
+        source, weight = dy[j], weights[j]
+        for i in range(mean.size):
+            mean[i] += source[i] * weight[i] * inverse[i]
+    if rule == _SIGMOID:
+        for i in range(mean.size):
+            mean[i] = mean[i] if inverse[i] < _ONE / _SMALLEST else _ZERO
+    elif rule == _ABSOLUTE:
+        a, b, c = weights
+        for i in range(mean.size):
+            mean[i] = mean[i] if abs(a[i]) + abs(b[i]) + abs(c[i]) >= _ONE else _ZERO
+
+
+@_jit
+def _divided(source, weight, inverse, mean, rule):
+    """The gradient of one gate's logit in place of its weight, for the rules that divide by S."""
+    if rule == _SIGMOID:
+        for i in range(mean.size):
+            weight[i] = (source[i] - mean[i]) * inverse[i] * weight[i] * (_ONE - weight[i])
+    elif rule == _SOFTMAX:
+        for i in range(mean.size):
+            weight[i] = (source[i] - mean[i]) * inverse[i] * weight[i]
+    else:
+        for i in range(mean.size):
+            signed = mean[i] if weight[i] > _ZERO else (-mean[i] if weight[i] < _ZERO else _ZERO)
+            weight[i] = (source[i] - signed) * inverse[i]
 
 
 @numba.njit(cache=True, fastmath={"contract"}, error_model="numpy", parallel=True)
-def _backward(grad, logits, out, width, horizontal, scratch):
-    """out = (grad - sum_j grad_j gate_j) s (1 - s) / S; the subtracted sum is 0 where S was clamped."""
+def _backward(grad, logits, out, rule, width, horizontal, scratch):
+    """With w the weight and m the mean gradient of `_mean_gradient`: out_j =
+
+    sigmoid (grad_j - m) w_j (1 - w_j) / S, softmax (grad_j - m) w_j / S, absolute (grad_j - m sign(w_j)) / S,
+    tanh grad_j (1 - w_j w_j), none grad_j; and 0 where the neighbour does not exist.
+    """
     count, _, planes = out.shape[:3]
     for item in numba.prange(count * planes):
         k, p = item // planes, item % planes
         mine, dy = _three(out, k, p), _three(grad, k, p)
         inverse, mean = scratch[numba.get_thread_id(), 0], scratch[numba.get_thread_id(), 1]
-        _sigmoids(_three(logits, k, p), mine, width, horizontal[k])
-        _inverse_sum(mine, inverse)
-        mean[:] = 0
+        _weigh(_three(logits, k, p), mine, rule, width, horizontal[k], inverse)
+        if rule < _TANH:
+            _inverse_sum(mine, inverse, rule)
+            _mean_gradient(dy, mine, inverse, mean, rule)
         for j in range(3):
             source, weight = dy[j], mine[j]
-            for i in range(mean.size):
-                mean[i] += source[i] * weight[i] * inverse[i]
-        for i in range(mean.size):
-            mean[i] = mean[i] if inverse[i] < _ONE / _SMALLEST else np.float32(0)
-        for j in range(3):
-            source, weight = dy[j], mine[j]
-            for i in range(mean.size):
-                weight[i] = (source[i] - mean[i]) * inverse[i] * weight[i] * (_ONE - weight[i])
+            if rule < _TANH:
+                _divided(source, weight, inverse, mean, rule)
+            elif rule == _TANH:
+                for i in range(mean.size):
+                    weight[i] = source[i] * (_ONE - weight[i] * weight[i])
+            else:
+                _copy(source, weight)
+        if rule >= _ABSOLUTE:
+            _fill_missing(mine, _ZERO, width, horizontal[k])
 
 
-def forward(directions: tuple[str, ...], logits: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def forward(settings: Normalisation, logits: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """(K, 3, B, G, H, W) logits -> gates."""
     logits = logits.contiguous()
     gates = torch.empty_like(logits)
     with CPU_LOCK:
         scratch = torch.empty((numba.get_num_threads(), logits[0, 0, 0, 0].numel()))
-        _forward(*_planes(logits, gates), logits.shape[-1], _horizontal(directions), scratch.numpy())
+        _forward(*_planes(logits, gates), *_rules(settings, logits), scratch.numpy())
     return gates, (logits,)
 
 
 def backward(
-    directions: tuple[str, ...], needs: tuple[bool, ...], grad: torch.Tensor, saved: tuple[torch.Tensor, ...]
+    settings: Normalisation, needs: tuple[bool, ...], grad: torch.Tensor, saved: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor | None]:
     """The gradient of the logits."""
     (logits,) = saved
@@ -100,7 +178,7 @@ def backward(
     with CPU_LOCK:
         scratch = torch.empty((numba.get_num_threads(), 2, logits[0, 0, 0, 0].numel()))
         planes = _planes(grad.contiguous(), logits, out)
-        _backward(*planes, logits.shape[-1], _horizontal(directions), scratch.numpy())
+        _backward(*planes, *_rules(settings, logits), scratch.numpy())
     return (out,)
 
 
@@ -109,5 +187,7 @@ def _planes(*tensors: torch.Tensor) -> list[np.ndarray]:
     return [t.detach().flatten(4).flatten(2, 3).numpy() for t in tensors]
 
 
-def _horizontal(directions: tuple[str, ...]) -> np.ndarray:
-    return np.array([d in ("left_right", "right_left") for d in directions])
+def _rules(settings: Normalisation, logits: torch.Tensor) -> tuple[int, int, np.ndarray]:
+    """The number of the rule, the width of the map, and which directions are horizontal."""
+    horizontal = np.array([d in ("left_right", "right_left") for d in settings.directions])
+    return list(NORMALISATIONS).index(settings.rule), logits.shape[-1], horizontal

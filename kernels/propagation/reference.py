@@ -29,18 +29,49 @@ def to_image_frame(lines: torch.Tensor, direction: str) -> torch.Tensor:
     return lines
 
 
-def normalise_gates(logits: torch.Tensor, directions: tuple[str, ...]) -> torch.Tensor:
-    """(K, 3, B, G, H, W) logits -> row-stochastic gates of the same shape; a missing neighbour's gate is exactly 0."""
+def normalise_gates(logits: torch.Tensor, directions: tuple[str, ...], rule: str) -> torch.Tensor:
+    """(K, 3, B, G, H, W) logits -> gates of the same shape; a missing neighbour's gate is exactly 0."""
     gates = []
     for logit, direction in zip(logits, directions, strict=True):
-        weight = to_scan_frame(torch.sigmoid(logit), direction)
-        exists = torch.ones_like(weight)
-        exists[0, ..., 0] = 0
-        exists[2, ..., -1] = 0
-        weight = weight * exists
-        weight = weight / weight.sum(0, keepdim=True).clamp(min=SMALLEST_SUM)
-        gates.append(to_image_frame(weight, direction))
+        logit = to_scan_frame(logit, direction)
+        gates.append(to_image_frame(_normalise(logit, existing(logit), rule), direction))
     return torch.stack(gates)
+
+
+def existing(gates: torch.Tensor) -> torch.Tensor:
+    """1 where gate (3, ..., lines, cross) has its neighbour on the map, 0 where it has not."""
+    exists = torch.ones_like(gates)
+    exists[0, ..., 0] = 0
+    exists[2, ..., -1] = 0
+    return exists
+
+
+def _normalise(logit: torch.Tensor, exists: torch.Tensor, rule: str) -> torch.Tensor:
+    """The rules of `NORMALISATIONS`, on (3, ..., lines, cross)."""
+    missing = exists == 0
+    if rule == "softmax":
+        return logit.masked_fill(missing, -torch.inf).softmax(0)
+    # Filled, and not multiplied by 0: a logit of a missing neighbour may be anything, infinite as well.
+    logit = logit.masked_fill(missing, 0)
+    if rule == "absolute":
+        return logit / logit.abs().sum(0, keepdim=True).clamp(min=1)
+    if rule == "tanh":
+        return logit.tanh()
+    if rule == "none":
+        return logit
+    weight = torch.sigmoid(logit).masked_fill(missing, 0)
+    return weight / weight.sum(0, keepdim=True).clamp(min=SMALLEST_SUM)
+
+
+def complement(gates: torch.Tensor, directions: tuple[str, ...], chunk: int | None) -> torch.Tensor:
+    """(K, 3, B, G, H, W) gates -> 1 minus the sum of those that are read, (K, B, G, H, W)."""
+    weights = []
+    for gate, direction in zip(gates, directions, strict=True):
+        gate = to_scan_frame(gate, direction)
+        read = existing(gate)
+        read[..., :: chunk or gate.shape[-2], :] = 0
+        weights.append(to_image_frame(1 - (gate * read).sum(0), direction))
+    return torch.stack(weights)
 
 
 def propagate(

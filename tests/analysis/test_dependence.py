@@ -10,11 +10,13 @@ from kernels import attention
 from kernels.attention import Axis, Pattern
 from kernels.attention.axis import PowerAxis
 from kernels.propagation import DIRECTIONS
+from kernels.slice_convolution import slice_convolve
 from workbench.analysis.dependence import (
     FIELD,
     MIXING,
     Everything,
     Keys,
+    Passes,
     Relation,
     Scan,
     Series,
@@ -146,6 +148,19 @@ def test_a_scan_reads_cones_that_end_at_the_chunk(grid, merge, chunk):
     np.testing.assert_array_equal(Scan(grid, chunk, merge).back(reads), expected)
 
 
+@pytest.mark.parametrize(("grid", "size"), [((6, 9), 3), ((1, 5), 5), ((7, 4), 1), ((8, 8), 5)])
+@pytest.mark.parametrize("order", [("left_right",), ("bottom_top", "left_right", "top_bottom")])
+def test_passes_read_what_has_a_gradient_when_every_relu_lets_through(grid, size, order):
+    x = torch.randn(1, 1, *grid, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(len(order), 1, 1, size, dtype=torch.float64) + 1
+    active = torch.ones(len(order), 1, 1, *grid, dtype=torch.bool)
+    y = slice_convolve(x, weight, active, directions=order)[0, 0]
+    reads = random_masks(*grid)
+    for mask, outputs in zip(Passes(grid, order, size).back(reads), reads, strict=True):
+        (gradient,) = torch.autograd.grad(y[torch.from_numpy(outputs)].sum(), x, retain_graph=True)
+        np.testing.assert_array_equal(mask, (gradient[0, 0] != 0).numpy())
+
+
 def test_a_statistic_reads_everything_in_the_field_and_nothing_more_in_the_mixing():
     reads = random_masks(3, 4)
     found = Statistic((3, 4), "mean").back(reads)
@@ -176,6 +191,7 @@ def test_series_and_sums_compose_relations_and_collect_their_statistics():
         Keys((4, 5), attention.cross(2), (4, 6)),
         Keys((4, 5), attention.power(3, 1, 1), (4, 5)),
         Scan((4, 5), 2, "aligned"),
+        Passes((4, 5), ("left_right", "bottom_top"), 3),
         Statistic((4, 5), "mean"),
         Everything((4, 5)),
     ],

@@ -35,6 +35,8 @@ CASES = [
     ("gspn_nano", {"merge": "released"}, (36, 36)),
     ("gspn_nano", {"merge": "released", "chunk": 3}, (35, 35)),
     ("gspn_nano", {"stem_strides": (2, 2), "depths": (1, 1), "chunk": 2}, (37, 50)),
+    ("gspn2_nano", {"chunk": 3}, (29, 40)),
+    ("gspn2_nano", {"c_proxy": 1, "global_stages": (1,)}, (40, 33)),
     ("halonet_nano", {"block": (4, 6), "halo": (1, 2)}, (28, 40)),
     ("halonet_nano", {"block": 4, "halo": 1, "border": "clamp"}, (28, 40)),
     ("hilo_nano", {"cell": 3}, (28, 40)),
@@ -49,7 +51,7 @@ CASES = [
     ("twins_nano", {"block": (3, 5), "sr_ratios": (3, 2)}, (28, 40)),
 ]
 
-GLOBAL = [case for case in CASES if case[0].split("_")[0] in ("gspn", "davit", "maxvit")]
+GLOBAL = [case for case in CASES if case[0].split("_")[0] in ("gspn", "gspn2", "davit", "maxvit")]
 
 
 def drawn(name, **config):

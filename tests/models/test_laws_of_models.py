@@ -56,7 +56,7 @@ def test_layers_are_named_by_stage_and_block_in_the_order_of_the_forward_pass(mo
     assert place(names[0]) == (1, 1)
     assert len(set(names)) == len(names)
     assert names == list(model.mixer_inputs(image)) == sorted(names, key=place)
-    assert {layer.kind for layer in layers} <= {"propagation", "attention", "channel"}
+    assert {layer.kind for layer in layers} <= {"propagation", "attention", "channel", "convolution", "diffusion"}
 
 
 def place(layer):

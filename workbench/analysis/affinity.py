@@ -114,6 +114,9 @@ def channel_affinity(op: ChannelOperator, spec: ChannelSpec) -> xr.Dataset:
 
 def aggregation(spec: AffinitySpec, op: SpatialOperator) -> str:
     """How channels were combined, in words."""
+    if op.info["kind"] == "convolution":  # its channels mix
+        pairs = REDUCTIONS[spec.reduce][0].replace("channels", "pairs of channels")
+        return pairs if spec.channel is None else f"channel {spec.channel} to itself"
     if spec.channel is not None:
         return f"channel {spec.channel}"
     return _over_heads(spec.reduce) if op.info["kind"] == "attention" else REDUCTIONS[spec.reduce][0]

@@ -192,6 +192,26 @@ def _cone(reads: np.ndarray, direction: str, chunk: int | None) -> np.ndarray:
     return to_image_frame(torch.from_numpy(lines), direction).numpy()
 
 
+class Passes(Relation):
+    """Slice-by-slice convolution: a line depends on itself and on `size` positions of each of the line before it.
+
+    The passes run in turn, each on what the last one left. That a ReLU may be inactive counts as a weight that is zero.
+    """
+
+    def __init__(self, grid: Grid, directions: tuple[str, ...], size: int) -> None:
+        super().__init__(grid)
+        self.directions, self.size = directions, size
+
+    def back(self, reads: np.ndarray) -> np.ndarray:
+        for direction in reversed(self.directions):
+            lines = to_scan_frame(torch.from_numpy(reads.copy()), direction).numpy()
+            taps = _taps(lines.shape[2], self.size, 1, self.size // 2, self.size // 2, 1)
+            for t in range(lines.shape[1] - 1, 0, -1):
+                lines[:, t - 1] |= lines[:, t] @ taps
+            reads = to_image_frame(torch.from_numpy(lines), direction).numpy()
+        return reads
+
+
 class Series(Relation):
     """Steps one after the other, in the order of the forward pass."""
 

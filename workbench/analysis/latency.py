@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.images import Image
 from workbench.models.base import VisionModel
-from workbench.models.states import PropagationState, State
+from workbench.models.states import State
 from workbench.operators import operator
 
 from .spec import record
@@ -122,16 +122,11 @@ def device_name(device: torch.device) -> str:
 def mixing_cost(state: State) -> tuple[float, float]:
     """(least bytes, operations) of the mixing step: every input read once, the output written once.
 
-    Propagation, K directions, C channels, N positions: reads v, three gates, lambda, u and D, writes y: (2 + 6 K) C N
-    values; 12 operations for each direction, channel and position. Attention: reads q, k, v and the bias, writes the
-    output; two multiply-adds per channel for every key that a query reads.
+    Every state says its own. Propagation, K directions, C channels, N positions: reads v, three gates, lambda, u and D,
+    writes y: (2 + 6 K) C N values; 12 operations for each direction, channel and position. Attention: reads q, k, v and
+    the bias, writes the output; two multiply-adds per channel for every key that a query reads.
     """
-    size = state.value.element_size()
-    if isinstance(state, PropagationState):
-        reads = (state.value, state.gates, state.lam, state.u, state.skip)
-        flops = 12.0 * state.lam.numel()
-        return size * float(sum(t.numel() for t in reads) + state.value.numel()), flops
-    return size * state.least_values, state.flops
+    return state.value.element_size() * state.least_values, state.flops
 
 
 def _layer_cost(mixer: torch.nn.Module, x: torch.Tensor, state: State) -> tuple[float, float]:

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from workbench.models import cswin, davit, gspn, hilo, maxvit, nat, parts, positions, power, twins
+from workbench.models import ancestors, cswin, davit, gspn, gspn2, hilo, maxvit, nat, parts, positions, power, twins
 from workbench.models.attention import SelfAttention
 from workbench.models.base import VisionModel
 from workbench.models.hierarchy import Hierarchy
 
-from .dependence import Everything, Grid, Keys, Relation, Scan, Series, Statistic, Sum, convolution
+from .dependence import Everything, Grid, Keys, Passes, Relation, Scan, Series, Statistic, Sum, convolution
 
 #: Each position on its own; the models apply them over channels.
 POINTWISE = (
@@ -37,6 +37,9 @@ SERIES: dict[type[nn.Module], tuple[str | tuple[str, ...], ...]] = {
     parts.Block: (("norm1", "attn"), ("norm2", "mlp")),
     positions.PositionEncoding: (("proj",),),
     gspn.Block: (("norm", "op"), ("norm2", "mlp")),
+    ancestors.Block: (("norm", "op"), ("norm2", "mlp")),
+    gspn2.Block: ("lpu", ("norm", "op"), "lpu2", ("norm2", "mlp")),
+    gspn2.LocalPerception: (("conv",),),
     cswin.ConvEmbed: ("proj", "norm"),
     cswin.ConvMerging: ("conv", "norm"),
     nat.Tokeniser: ("proj", "norm"),
@@ -192,6 +195,34 @@ def _propagated(module: gspn.Propagation, grid: Grid) -> Relation:
     return Series([before, Scan(grid, module.chunk, module.merge), after])
 
 
+@reads(gspn2.ProxyPropagation)
+def _propagated_by_proxy(module: gspn2.ProxyPropagation, grid: Grid) -> Relation:
+    # The input that joins again is read by the scan anyway, and the projections are pointwise.
+    return Series([Scan(grid, module.chunk, module.merge), _series(module, grid, "out_norm", "grn")])
+
+
+@reads(ancestors.SignedPropagation)
+def _propagated_with_signs(module: ancestors.SignedPropagation, grid: Grid) -> Relation:
+    return _of_ancestor(module, grid, Scan(grid, module.chunk, "aligned"))
+
+
+@reads(ancestors.SlicePasses)
+def _passed(module: ancestors.SlicePasses, grid: Grid) -> Relation:
+    return _of_ancestor(module, grid, Passes(grid, tuple(module.passes), module.kernel))
+
+
+@reads(ancestors.IsotropicDiffusion)
+def _diffused(module: ancestors.IsotropicDiffusion, grid: Grid) -> Relation:
+    # Each step reads the eight neighbours, whose weights are predicted point by point.
+    reach = min(module.steps, max(grid))
+    return _of_ancestor(module, grid, convolution(grid, (2 * reach + 1,) * 2, padding=(reach, reach)))
+
+
+def _of_ancestor(module: ancestors.Ancestor, grid: Grid, mixing: Relation) -> Relation:
+    after = _series(module, grid, "out_norm", "out_proj")
+    return Series([_series(module, grid, "in_proj", "conv2d"), mixing, after])
+
+
 # Their `freeze` rotates or scales queries and keys, each position on its own. LePE, which StripeAttention adds, is a
 # convolution inside the stripes, whose positions the attention reads anyway.
 @reads(SelfAttention, power.RotaryAttention, maxvit.WindowAttention, cswin.StripeAttention)
@@ -212,8 +243,8 @@ def _bottleneck(module: maxvit.MBConv, grid: Grid) -> Relation:
     return Sum(relation(module.shortcut, grid), _series(module, grid, *names))
 
 
-@runs(Hierarchy, gspn.Gspn)
-def _staged(model: Hierarchy | gspn.Gspn) -> Iterator[tuple[str, nn.Module]]:
+@runs(Hierarchy, gspn.ScanHierarchy)
+def _staged(model: Hierarchy | gspn.ScanHierarchy) -> Iterator[tuple[str, nn.Module]]:
     yield "patch_embed", model.patch_embed
     for i in range(len(model.stages)):
         yield from _stage(model, i)

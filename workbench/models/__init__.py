@@ -1,15 +1,17 @@
 """Model families, one file each. Importing this package registers their variants."""
 
-from . import axial, cswin, davit, disc, gna, gspn, halonet, hilo, maxvit, nat, power, swin, twins
+from . import ancestors, axial, cswin, davit, disc, gna, gspn, gspn2, halonet, hilo, maxvit, nat, power, swin, twins
 from .registry import list_models, load_model, register, unknown
 
 __all__ = [
+    "ancestors",
     "axial",
     "cswin",
     "davit",
     "disc",
     "gna",
     "gspn",
+    "gspn2",
     "halonet",
     "hilo",
     "list_models",

@@ -11,7 +11,7 @@ images; it has no counterpart upstream.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -30,7 +30,49 @@ MERGES = ("aligned", "released")
 LOCAL_CHUNK = 2
 
 
-class Propagation(Mixer):
+class Scanning(Mixer):
+    """A mixer that scans in four directions with gates, lambda, u and D predicted from a map p of few channels.
+
+    kind "propagation". merge "aligned" or "released"; chunk: lines per chunk, None for one chunk over the whole map.
+    """
+
+    kind = "propagation"
+
+    def __init__(self, merge: str, chunk: int | None) -> None:
+        super().__init__()
+        self.merge, self.chunk = merge, chunk
+
+    def hold_maps(self, d_state: int, channels: int, gates: int) -> None:
+        """Keep the 1 x 1 maps from p, of d_state channels, to those of the scan, and the weights of the directions."""
+        self.w_conv_up = nn.Conv2d(d_state, 12 * gates, 1, bias=False)
+        self.l_conv_up = nn.Conv2d(d_state, 4 * channels, 1, bias=False)
+        self.u_conv_up = nn.Conv2d(d_state, 4 * channels, 1, bias=False)
+        self.d_conv = nn.Conv2d(d_state, 4 * channels, 1, bias=False)
+        self.m_conv = nn.Conv2d(4, 1, 1, bias=False)
+
+    def frozen(self, value: torch.Tensor, p: torch.Tensor) -> PropagationState:
+        """The state for what is mixed, (B, channels, H, W), and p, (B, d_state, H, W)."""
+        # Stored gate by gate and used direction by direction: reordering the small weight spares copying the large map.
+        gate_weight = self.w_conv_up.weight.flatten(1).unflatten(0, (3, 4, -1)).transpose(0, 1)
+        # The released merge carries only v into each direction's frame, so all its maps are in the frame of the scan.
+        frames = DIRECTIONS if self.merge == "aligned" else (DIRECTIONS[0],) * 4
+        return PropagationState(
+            value=value,
+            gates=normalise_gates(predict(gate_weight, p), frames, backend=self.backend),
+            lam=predict(by_direction(self.l_conv_up), p),
+            u=predict(by_direction(self.u_conv_up), p),
+            skip=predict(by_direction(self.d_conv), p),
+            weight=self.m_conv.weight.flatten(),
+            merge=self.merge,
+            chunk=self.chunk,
+            backend=self.backend,
+        )
+
+    def chosen_groups(self) -> tuple[str, ...]:
+        return DIRECTIONS
+
+
+class Propagation(Scanning):
     """Line propagation in four directions, merged with one learned scalar per direction.
 
     What is mixed is v = dwconv(in_proj(x)). From p = x_conv_down(v), of r channels, 1 x 1 maps predict three gate
@@ -50,19 +92,12 @@ class Propagation(Mixer):
     Source: GSPN (arXiv 2501.12381), section 3. The term D v is in the released tensors, not in the paper's equations.
     """
 
-    kind = "propagation"
-
     def __init__(self, channels: int, inner: int, d_state: int, merge: str, chunk: int | None) -> None:
-        super().__init__()
-        self.merge, self.chunk = merge, chunk
+        super().__init__(merge, chunk)
         self.in_proj = Linear2d(channels, inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, 7, padding=3, groups=inner, bias=False)
         self.x_conv_down = nn.Conv2d(inner, d_state, 1, bias=False)
-        self.w_conv_up = nn.Conv2d(d_state, 12 * inner, 1, bias=False)
-        self.l_conv_up = nn.Conv2d(d_state, 4 * inner, 1, bias=False)
-        self.u_conv_up = nn.Conv2d(d_state, 4 * inner, 1, bias=False)
-        self.d_conv = nn.Conv2d(d_state, 4 * inner, 1, bias=False)
-        self.m_conv = nn.Conv2d(4, 1, 1, bias=False)
+        self.hold_maps(d_state, inner, inner)
         self.grn = GlobalResponseNorm(inner)
         self.out_norm = LayerNorm2d(inner)
         self.out_proj = Linear2d(inner, channels, bias=False)
@@ -70,29 +105,11 @@ class Propagation(Mixer):
     def freeze(self, x: torch.Tensor) -> PropagationState:
         """Everything that the image decides, for x (B, channels, H, W)."""
         value = self.conv2d(self.in_proj(x)).contiguous()
-        p = self.x_conv_down(value)
-        # Stored gate by gate and used direction by direction: reordering the small weight spares copying the large map.
-        gate_weight = self.w_conv_up.weight.flatten(1).unflatten(0, (3, 4, -1)).transpose(0, 1)
-        # The released merge carries only v into each direction's frame, so all its maps are in the frame of the scan.
-        frames = DIRECTIONS if self.merge == "aligned" else (DIRECTIONS[0],) * 4
-        return PropagationState(
-            value=value,
-            gates=normalise_gates(predict(gate_weight, p), frames, backend=self.backend),
-            lam=predict(by_direction(self.l_conv_up), p),
-            u=predict(by_direction(self.u_conv_up), p),
-            skip=predict(by_direction(self.d_conv), p),
-            weight=self.m_conv.weight.flatten(),
-            merge=self.merge,
-            chunk=self.chunk,
-            backend=self.backend,
-        )
+        return self.frozen(value, self.x_conv_down(value))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         state = self.freeze(x)
         return self.out_proj(self.grn(self.out_norm(state.mix(state.value))))
-
-    def chosen_groups(self) -> tuple[str, ...]:
-        return DIRECTIONS
 
 
 def by_direction(conv: nn.Conv2d) -> torch.Tensor:
@@ -148,6 +165,80 @@ def is_global(stage: int, block: int, global_stages: Sequence[int]) -> bool:
     return stage in global_stages and (block < 7 or (block + 1) % 7 == 0)
 
 
+class ScanHierarchy(VisionModel):
+    """A convolution stem, stages of scanning blocks with a strided convolution between them, and a linear head.
+
+    Args:
+        block: makes a block, whose mixer is its `op`, from its channels and the lines per chunk of its scans.
+        dims, depths, global_stages, num_classes, chunk, stem_strides, input_size: as in `Gspn`.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        block: Callable[[int, int | None], nn.Module],
+        *,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        global_stages: Sequence[int],
+        num_classes: int,
+        chunk: int | None,
+        stem_strides: Sequence[int],
+        input_size: int,
+    ) -> None:
+        super().__init__()
+        check_stages(dims=dims, depths=depths)
+        check_stages(stem_strides=stem_strides)
+        check_whole(num_classes=num_classes, input_size=input_size)
+        if len(stem_strides) != 2:
+            raise ValueError(f"stem_strides must be two, one for each stem convolution; got {stem_strides}.")
+        if chunk is not None:
+            check_whole(chunk=chunk)
+        self.input_size, self.stem_strides = input_size, tuple(stem_strides)
+        self.patch_embed = stem(dims[0], stem_strides)
+        stages = []
+        for i, (channels, depth) in enumerate(zip(dims, depths, strict=True)):
+            chunks = [chunk or (None if is_global(i, j, global_stages) else LOCAL_CHUNK) for j in range(depth)]
+            blocks = [block(channels, lines) for lines in chunks]
+            last = i + 1 == len(dims)
+            stages.append(Stage(blocks, nn.Identity() if last else to_next_stage(channels, dims[i + 1])))
+        self.hold_stages(stages)
+        self.classifier = nn.Sequential(
+            OrderedDict(
+                norm=LayerNorm2d(dims[-1]),
+                pool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                head=nn.Linear(dims[-1], num_classes),
+            )
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits: (B, 3, H, W) -> (B, num_classes)."""
+        self.check_input(x)
+        x = self.patch_embed(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.classifier(x)
+
+    def blocks(self) -> dict[str, tuple[nn.Module, Mixer]]:
+        return {name: (block, block.op) for name, block in self.named_blocks()}
+
+    def stage_grid(self, stage: int, rows: int, cols: int) -> tuple[int, int]:
+        for stride in (*self.stem_strides, *[2] * stage):
+            rows, cols = -(-rows // stride), -(-cols // stride)
+        return rows, cols
+
+    def check_size(self, rows: int, cols: int) -> None:
+        """Raise ValueError unless the last grid has a position."""
+        smallest = self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.stages) - 1)
+        if min(rows, cols) < smallest:
+            raise ValueError(
+                f"{self.name} takes images of at least {smallest} x {smallest} pixels; got {rows} x {cols}."
+            )
+
+
 @register("gspn_tiny", dims=(96, 192, 384, 768), depths=(2, 2, 7, 2), d_state=8, global_stages=(2, 3))
 @register("gspn_small", dims=(108, 216, 432, 864), depths=(5, 5, 10, 2), d_state=16, global_stages=(3,))
 @register("gspn_base", dims=(120, 240, 480, 960), depths=(4, 4, 15, 4), d_state=8, global_stages=(2, 3))
@@ -161,7 +252,7 @@ def is_global(stage: int, block: int, global_stages: Sequence[int]) -> bool:
     num_classes=10,
     input_size=64,
 )
-class Gspn(VisionModel):
+class Gspn(ScanHierarchy):
     """A GSPN classifier: a convolution stem, stages of blocks with a strided convolution between them, a linear head.
 
     Args:
@@ -200,62 +291,32 @@ class Gspn(VisionModel):
         stem_strides: Sequence[int] = (2, 2),
         input_size: int = 224,
     ) -> None:
-        super().__init__()
         check_choice("merge", merge, MERGES)
-        check_stages(dims=dims, depths=depths)
-        check_stages(stem_strides=stem_strides)
-        check_whole(d_state=d_state, num_classes=num_classes, input_size=input_size)
-        if len(stem_strides) != 2:
-            raise ValueError(f"stem_strides must be two, one for each stem convolution; got {stem_strides}.")
+        check_whole(d_state=d_state)
         if not isinstance(global_stages, list | tuple) or not isinstance(ratio, int | float) or ratio <= 0:
             raise ValueError(
                 f"global_stages must be a list and ratio a positive number; got {global_stages!r} and {ratio!r}."
             )
-        if chunk is not None:
-            check_whole(chunk=chunk)
-        self.merge, self.input_size, self.stem_strides = merge, input_size, tuple(stem_strides)
-        self.patch_embed = stem(dims[0], stem_strides)
-        stages = []
-        for i, (channels, depth) in enumerate(zip(dims, depths, strict=True)):
+
+        def block(channels: int, lines: int | None) -> Block:
             # A ratio that was read off a file is a quotient of two widths and may come out a hair too small.
-            inner = int(ratio * channels + 1e-6)
-            chunks = [chunk or (None if is_global(i, j, global_stages) else LOCAL_CHUNK) for j in range(depth)]
-            blocks = [Block(channels, inner, d_state, merge, lines) for lines in chunks]
-            last = i + 1 == len(dims)
-            stages.append(Stage(blocks, nn.Identity() if last else to_next_stage(channels, dims[i + 1])))
-        self.hold_stages(stages)
-        self.classifier = nn.Sequential(
-            OrderedDict(
-                norm=LayerNorm2d(dims[-1]),
-                pool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                head=nn.Linear(dims[-1], num_classes),
-            )
+            return Block(channels, int(ratio * channels + 1e-6), d_state, merge, lines)
+
+        super().__init__(
+            block,
+            dims=dims,
+            depths=depths,
+            global_stages=global_stages,
+            num_classes=num_classes,
+            chunk=chunk,
+            stem_strides=stem_strides,
+            input_size=input_size,
         )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits: (B, 3, H, W) -> (B, num_classes)."""
-        self.check_input(x)
-        x = self.patch_embed(x)
-        for stage in self.stages:
-            x = stage(x)
-        return self.classifier(x)
-
-    def blocks(self) -> dict[str, tuple[nn.Module, Mixer]]:
-        return {name: (block, block.op) for name, block in self.named_blocks()}
-
-    def stage_grid(self, stage: int, rows: int, cols: int) -> tuple[int, int]:
-        for stride in (*self.stem_strides, *[2] * stage):
-            rows, cols = -(-rows // stride), -(-cols // stride)
-        return rows, cols
+        self.merge = merge
 
     def check_size(self, rows: int, cols: int) -> None:
         """Raise ValueError unless the last grid has a position, and every grid is square if the merge needs that."""
-        smallest = self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.stages) - 1)
-        if min(rows, cols) < smallest:
-            raise ValueError(
-                f"{self.name} takes images of at least {smallest} x {smallest} pixels; got {rows} x {cols}."
-            )
+        super().check_size(rows, cols)
         if self.merge == "released" and len(set(self.stage_grid(0, rows, cols))) > 1:
             raise ValueError(
                 f"merge='released' transposes maps without carrying them back and needs square images; {self.name} got "

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from kernels.attention import Pattern, attend, full
 from kernels.propagation import DIRECTIONS, propagate
 
+from .ancestor_states import DiffusionState, SlicesState
+
 
 @dataclass(frozen=True)
 class PropagationState:
@@ -53,6 +55,16 @@ class PropagationState:
         """The merged linear map, the sum of the contributions: (B, C, H, W) -> (B, C, H, W)."""
         # Weighting and summing in one step reads the K maps once.
         return torch.tensordot(self.weight, self.modulated(v), dims=1)
+
+    @property
+    def flops(self) -> float:
+        """Operations: 12 for each direction, channel and position, 7 of which are the scan's."""
+        return 12.0 * self.lam.numel()
+
+    @property
+    def least_values(self) -> float:
+        """The least numbers read and written: v, three gates, lambda, u and D, and the output."""
+        return float(sum(t.numel() for t in (self.value, self.gates, self.lam, self.u, self.skip, self.value)))
 
 
 def to_released_frames(v: torch.Tensor) -> torch.Tensor:
@@ -370,4 +382,4 @@ def pool_counts(grid: torch.Size | tuple[int, int], cell: tuple[int, int], like:
 
 
 AnyAttention = AttentionState | PooledState | JoinedState
-State = PropagationState | AnyAttention | ChannelState
+State = PropagationState | AnyAttention | ChannelState | SlicesState | DiffusionState

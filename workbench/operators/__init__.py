@@ -3,7 +3,7 @@
 Row p of A is what position p reads; column q is where position q is heard. Both come from applying the layer's own
 kernel (or its transpose) to one-hot maps, so no N x N matrix is built to answer a click, and the kernel that runs the
 model also draws the picture. Channels do not mix inside A: each has a matrix of its own, and `reduce` names how a
-picture combines them.
+picture combines them. (SCNN's do; slices.py says what its pictures show.)
 """
 
 from typing import Any, Protocol
@@ -14,17 +14,20 @@ import xarray as xr
 from kernels.backends import choose
 from workbench.images import Image
 from workbench.models.base import VisionModel
-from workbench.models.states import ChannelState, PropagationState
+from workbench.models.states import ChannelState, DiffusionState, PropagationState, SlicesState
 
 from .channel import ChannelOperator
 from .linear import REDUCTIONS
-from .mixing import AttentionOperator, PropagationOperator
+from .mixing import AttentionOperator, DiffusionOperator, PropagationOperator
+from .slices import SlicesOperator
 
 __all__ = [
     "REDUCTIONS",
     "AttentionOperator",
     "ChannelOperator",
+    "DiffusionOperator",
     "PropagationOperator",
+    "SlicesOperator",
     "SpatialOperator",
     "operator",
 ]
@@ -106,6 +109,10 @@ def operator(model: VisionModel, image: Image, layer: str, inputs: dict[str, tor
         info |= {"merge": state.merge, "chunk": state.chunk}
         return PropagationOperator(state, info)
     info |= {"pattern": state.reading}
+    if isinstance(state, DiffusionState):
+        return DiffusionOperator(state, info | {"backend": state.engine})
+    if isinstance(state, SlicesState):
+        return SlicesOperator(state, info | {"backend": state.engine, "linearised": state.linearised})
     if isinstance(state, ChannelState):
         return ChannelOperator(state, info | {"backend": state.backend})
     if state.unpadded is not None:

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import torch
 
-from workbench.models.states import AnyAttention, PropagationState
+from workbench.models.states import AnyAttention, DiffusionState, PropagationState
 
 from .linear import Operator
 
 
 class PropagationOperator(Operator):
-    """A GSPN layer: one group per direction, y = sum_k m_k (U_k P_k^-1 scan(P_k v) + D_k v)."""
+    """A GSPN or SPN layer: one group per direction, y = sum_k m_k (U_k P_k^-1 scan(P_k v) + D_k v)."""
 
-    state: PropagationState
+    state: PropagationState | DiffusionState
 
     def _apply(self, v: torch.Tensor, group: int | None) -> torch.Tensor:
         return self.state.mix(v) if group is None else self.state.contributions(v)[group]
@@ -33,6 +33,12 @@ class PropagationOperator(Operator):
         if channel is not None:
             return merged[channel], parts[:, channel]
         return reduce(merged), torch.stack([reduce(part) for part in parts])
+
+
+class DiffusionOperator(PropagationOperator):
+    """A CSPN layer: one group, which reads all directions alike."""
+
+    state: DiffusionState
 
 
 class AttentionOperator(Operator):

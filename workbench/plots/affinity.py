@@ -160,9 +160,10 @@ def caption(result: xr.Dataset, scale: str, signed: bool) -> str:
     merge = f", merge {a['merge']}" if "merge" in a else f", {a['pattern']}"
     chunk = "" if "chunk" not in a else ", global" if a["chunk"] is None else f", chunks of {a['chunk']} lines"
     padding = f", picture on {a['unpadded'][0]} x {a['unpadded'][1]} cells, padding grey" if "unpadded" in a else ""
+    linearised = f"; {a['linearised']}" if "linearised" in a else ""
     return (
-        f"{a['side']}; {a['aggregation']}; share of the merged mass per cell, {sign}; {range_}; nothing drawn where "
-        f"exactly 0{merge}{chunk}{padding}; {ran}"
+        f"{a['side']}{linearised}; {a['aggregation']}; share of the merged mass per cell, {sign}; {range_}; nothing "
+        f"drawn where exactly 0{merge}{chunk}{padding}; {ran}"
     )
 
 

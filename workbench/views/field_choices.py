@@ -52,6 +52,7 @@ COMPARISONS: dict[str, Callable[[str, Names], Comparison]] = {
     "GSPN: aligned or released merge, off-centre unit": _last(
         "gspn_nano", "gspn_nano(merge=released)", unit=(0.25, 0.7)
     ),
+    "GSPN and GSPN-2": _last("gspn_nano", "gspn2_nano"),
     "GSPN: chunks of 2, of 8, global": _last("gspn_nano(chunk=2)", "gspn_nano(chunk=8)", "gspn_nano"),
     "Three seeds of the first model": _seeds,
     "Depth: layers of the first model": _depth,

@@ -9,8 +9,10 @@ from workbench.names import unknown
 
 from .affinity import AffinityView
 from .attribution import AttributionView
+from .directions import DirectionsView
 from .patterns import PatternsView
 from .receptive_field import ReceptiveFieldView
+from .stability import StabilityView
 from .state import notebook_loop, session_document
 
 
@@ -29,6 +31,8 @@ PAGES = {
     "patterns": ServedPage("Patterns", PatternsView, "/patterns"),
     "receptive_field": ServedPage("Receptive fields", ReceptiveFieldView, "/receptive-field"),
     "attribution": ServedPage("Attribution", AttributionView, "/attribution"),
+    "directions": ServedPage("Directions", DirectionsView, "/directions"),
+    "stability": ServedPage("Stability", StabilityView, "/stability"),
 }
 
 

@@ -5,13 +5,23 @@ that an error can name them. Each family's layouts are in a file of its own, whi
 particular first.
 """
 
-from . import cswin, davit, gspn, maxvit, nat, own, swin
+from . import ancestors, cswin, davit, gspn, gspn2, maxvit, nat, own, swin
 from .layout import SHAPES, Layout, Tensors
 
 __all__ = ["LAYOUTS", "SHAPES", "Layout", "Tensors", "find_layout"]
 
 #: The first that matches counts.
-LAYOUTS = (*gspn.LAYOUTS, *swin.LAYOUTS, *davit.LAYOUTS, *maxvit.LAYOUTS, *nat.LAYOUTS, *cswin.LAYOUTS, *own.LAYOUTS)
+LAYOUTS = (
+    *gspn.LAYOUTS,
+    *gspn2.LAYOUTS,
+    *ancestors.LAYOUTS,
+    *swin.LAYOUTS,
+    *davit.LAYOUTS,
+    *maxvit.LAYOUTS,
+    *nat.LAYOUTS,
+    *cswin.LAYOUTS,
+    *own.LAYOUTS,
+)
 
 
 def find_layout(tensors: Tensors) -> Layout | None:
