@@ -91,7 +91,7 @@ class FieldLayout:
     # What is shown
 
     def draw(self, drawing: FieldDrawing, whole: bool) -> None:
-        """The maps, their captions and numbers, and, where `whole`, the figures below them."""
+        """The maps and their captions, and, where `whole`, the numbers and the figures below them."""
         page, results = self._page, drawing.named()
         limits = maps.colour_range(list(results.values()), page.decades)
         grid, unit = drawing.specs[0].grid, drawing.specs[0].unit[0]
@@ -104,7 +104,8 @@ class FieldLayout:
         self.shared_caption.object = caption_html(f"All maps: {shared}")
         for n, text in zip(results, own, strict=True):
             self.captions[n].object = caption_html(text)
-        self.numbers.object = numbers_table(drawing)
+        if whole or not self.numbers.object:
+            self.numbers.object = numbers_table(drawing)
         if whole:
             self._draw_curves(list(results.values()), [label_of(drawing, n) for n in results])
             self._draw_difference(drawing)
