@@ -142,7 +142,12 @@ def test_the_newest_request_replaces_the_one_that_runs(monkeypatch: pytest.Monke
     view = ReceptiveFieldView(models=["nat_nano"], count=24)
     seen = []
     redraw = view._redraw
-    monkeypatch.setattr(view, "_redraw", lambda: (seen.append(view.shown().specs[0].unit), redraw()))  # type: ignore
+
+    def seeing(whole: bool = True) -> None:
+        seen.append(view.shown().specs[0].unit)  # type: ignore
+        redraw(whole)
+
+    monkeypatch.setattr(view, "_redraw", seeing)
     for col in range(6):
         view.query(0, col)
     settle(view)

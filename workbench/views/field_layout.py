@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 import param
@@ -14,7 +15,7 @@ from workbench.plots import receptive_field_difference as differences
 
 from .field_choices import COMPARISONS
 from .field_request import CROPS, LARGEST_SIDE, MOST_MODELS, FieldDrawing, Source, Timing
-from .field_tables import heading, label_of, numbers_table, progress_line, share_done, split_captions
+from .field_tables import WHAT, heading, label_of, numbers_frame, progress_line, share_done, split_captions
 from .model_choice import ModelChoice
 from .page import WIDE, WRAP, arrows
 from .state import KERNELS
@@ -47,7 +48,8 @@ class FieldLayout:
         self.headings = tuple(Html("", margin=(4, 10, 0, 10), **wide) for _ in page.maps)
         self.captions = tuple(Html("", margin=(0, 10, 4, 10), **wide) for _ in page.maps)
         self.shared_caption = Html("", margin=(0, 10, 8, 10), **wide)
-        self.numbers, self.warming = Html("", **wide), Html("" if KERNELS.ready.is_set() else WARMING, **wide)
+        self.numbers = _grid("receptive-field-numbers")
+        self.warming = Html("" if KERNELS.ready.is_set() else WARMING, **wide)
         self.curves_caption = Html("", margin=(0, 10), **wide)
         self.difference_caption = Html("", margin=(0, 10), **wide)
         self.words = Html("", margin=(6, 10), **wide)
@@ -104,8 +106,8 @@ class FieldLayout:
         self.shared_caption.object = caption_html(f"All maps: {shared}")
         for n, text in zip(results, own, strict=True):
             self.captions[n].object = caption_html(text)
-        if whole or not self.numbers.object:
-            self.numbers.object = numbers_table(drawing)
+        if whole or self.numbers.value.empty:
+            self.numbers.value = numbers_frame(drawing)
         if whole:
             self._draw_curves(list(results.values()), [label_of(drawing, n) for n in results])
             self._draw_difference(drawing)
@@ -256,6 +258,15 @@ def _button(label: str, act: Callable[..., None], **options: Any) -> Any:
     button = pmui.Button(label=label, **SMALL, **options)
     button.on_click(lambda _: act())
     return button
+
+
+def _grid(name: str) -> Any:
+    """A table of texts that can be read and copied, not edited or sorted: its rows are of different kinds."""
+    return pn.widgets.Tabulator(
+        pd.DataFrame(), disabled=True, selectable=False, show_index=False, layout="fit_columns", theme="simple",
+        sizing_mode="stretch_width", css_classes=[name], sortable=False, widths={WHAT: 270},
+        configuration={"columnDefaults": {"headerSort": False, "tooltip": True}},
+    )  # fmt: skip
 
 
 def _takes(source: Source, side: int) -> bool:

@@ -33,6 +33,9 @@ class PageView(pn.viewable.Viewer):
     #: The parameters that the page's address keeps.
     LINK: tuple[str, ...] = ()
 
+    #: The extensions of Panel that its widgets need.
+    EXTENSIONS: tuple[str, ...] = ()
+
     #: Whether the page is what its address describes.
     followed = True
 

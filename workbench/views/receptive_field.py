@@ -53,6 +53,8 @@ class ReceptiveFieldView(PageView):
         "first", "second",
     )  # fmt: skip
 
+    EXTENSIONS = ("tabulator",)
+
     models = param.List(default=["gspn_nano", "swin_nano", "nat_nano"], item_type=str, bounds=(1, MOST_MODELS))
     layers = param.List(default=[], item_type=str)
     given = param.Dict(default={})
