@@ -27,6 +27,7 @@ GPU_TESTS = Path(__file__).parent / "gpu"
 BROWSER_TESTS = Path(__file__).parent / "browser"
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything in tests/gpu is marked so, and skipped where there is no GPU.
 
