@@ -257,6 +257,9 @@ def test_a_gradient_that_does_not_fit_into_memory_is_refused_before_it_is_tried(
     )
     change(view, size=0)
     assert message(view) == ""
+    change(view, models=["gspn_nano(input_size=1024)"])
+    assert "The gradient of gspn_nano stage2.block2 at 1024 x 1024 pixels takes about" in message(view)
+    change(view, models=TWO, layers=["stage2.block2"] * 2, row=8, col=8)
     assert [r.attrs["hash"] for r in shown(view)] == [r.attrs["hash"] for r in before]
 
 

@@ -281,6 +281,12 @@ def test_the_difference_is_of_the_chosen_models_and_only_for_equal_sizes(view: R
     assert message(view) == ""
 
 
+def test_a_unit_outside_the_grid_becomes_the_nearest_one(view: ReceptiveFieldView) -> None:
+    change(view, row=999, col=3)
+    assert (view.row, view.col) == (15, 3)
+    assert units(view) == [(15, 3), (15, 3)]
+
+
 def test_numbers_and_sentences_name_every_model(view: ReceptiveFieldView) -> None:
     change(view, models=["nat_nano", "nat_nano(seed=1)"])
     table = view.layout.numbers.value

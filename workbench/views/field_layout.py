@@ -36,6 +36,14 @@ OWN, MEASURE = "Choose …", "Measure on this machine now"
 
 WAITING = "<div style='font-size: 12px'><b>Running</b>: waiting for the first image</div>"
 
+#: Rows as low as those of the other pages' tables.
+DENSE = """
+.tabulator { font-size: 12px; }
+.tabulator .tabulator-row, .tabulator .tabulator-row .tabulator-cell { min-height: 0; height: 22px; }
+.tabulator .tabulator-row .tabulator-cell { padding: 3px 8px; }
+.tabulator .tabulator-header .tabulator-col .tabulator-col-content { padding: 4px 8px; }
+"""
+
 SMALL: dict[str, Any] = {"variant": "outlined", "size": "small"}
 
 
@@ -264,7 +272,7 @@ def _grid(name: str) -> Any:
     """A table of texts that can be read and copied, not edited or sorted: its rows are of different kinds."""
     return pn.widgets.Tabulator(
         pd.DataFrame(), disabled=True, selectable=False, show_index=False, layout="fit_columns", theme="simple",
-        sizing_mode="stretch_width", css_classes=[name], sortable=False, widths={WHAT: 270},
+        sizing_mode="stretch_width", css_classes=[name], sortable=False, widths={WHAT: 310}, stylesheets=[DENSE],
         configuration={"columnDefaults": {"headerSort": False, "tooltip": True}},
     )  # fmt: skip
 

@@ -88,7 +88,7 @@ class PageView(pn.viewable.Viewer):
         """Do what draws the first picture before the page is sent; a failure is a sentence on the page."""
         try:
             draw()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             self._fail(error)
 
     # Opening and sharing

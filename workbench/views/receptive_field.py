@@ -124,7 +124,11 @@ class ReceptiveFieldView(PageView):
             self.refresh()
         KERNELS.when_ready(partial(deliverer(), self._warmed))
         if session_document() is not None:
-            pn.state.on_session_destroyed(lambda context: self.cancel())  # nobody waits for the rest
+            pn.state.on_session_destroyed(lambda context: self._cancel_all())  # nobody waits for the rest
+
+    def _cancel_all(self) -> None:
+        for owner in ("picture", "latency", "checkpoint"):
+            self.cancel(owner)
 
     def _warmed(self) -> None:
         """Draw again with the compiled kernels, and say no more that they are missing."""
@@ -195,6 +199,10 @@ class ReceptiveFieldView(PageView):
         placed, self._placed = self._placed, False
         if placed:
             self._follow_grid()
+            inside = min(self.row, self._grid[0] - 1), min(self.col, self._grid[1] - 1)
+            if inside != (self.row, self.col):
+                self.query(*inside)
+                return  # which comes back here
         elif self._keep_place():
             return  # which comes back here, too
         self.refresh()
