@@ -19,9 +19,10 @@ app: $(APP)  ## install, compile the CPU kernels once, and serve the page at 127
 	$(BIN)/workbench kernels --warm
 	$(BIN)/workbench serve
 
-test: $(TEST)  ## install with the test tools, find or bring a Chromium, and run every test
+test: $(TEST)  ## install with the test tools, find or bring a Chromium, compile the CPU kernels, and run every test
 	tools/ensure_chromium.sh $(BIN)/python
-	$(BIN)/python -m pytest
+	$(BIN)/workbench kernels --warm
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(TEST)  ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .

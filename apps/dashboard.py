@@ -21,9 +21,9 @@ THEME = {
 
 def dashboard() -> pmui.Page:
     """One session's page; its address says which page it is and keeps the state of its view."""
-    pn.extension(notifications=True)
     location = pn.state.location
     current = page_at(location.pathname if location else "/")
+    pn.extension(*PAGES[current].view.EXTENSIONS, notifications=True)
     view = PAGES[current].view.from_address(location.query_params if location else {})
     if location is not None:
         pn.config.exception_handler = partial(complain, view)  # of this session

@@ -142,7 +142,12 @@ def test_the_newest_request_replaces_the_one_that_runs(monkeypatch: pytest.Monke
     view = ReceptiveFieldView(models=["nat_nano"], count=24)
     seen = []
     redraw = view._redraw
-    monkeypatch.setattr(view, "_redraw", lambda: (seen.append(view.shown().specs[0].unit), redraw()))  # type: ignore
+
+    def seeing(whole: bool = True) -> None:
+        seen.append(view.shown().specs[0].unit)  # type: ignore
+        redraw(whole)
+
+    monkeypatch.setattr(view, "_redraw", seeing)
     for col in range(6):
         view.query(0, col)
     settle(view)
@@ -252,6 +257,9 @@ def test_a_gradient_that_does_not_fit_into_memory_is_refused_before_it_is_tried(
     )
     change(view, size=0)
     assert message(view) == ""
+    change(view, models=["gspn_nano(input_size=1024)"])
+    assert "The gradient of gspn_nano stage2.block2 at 1024 x 1024 pixels takes about" in message(view)
+    change(view, models=TWO, layers=["stage2.block2"] * 2, row=8, col=8)
     assert [r.attrs["hash"] for r in shown(view)] == [r.attrs["hash"] for r in before]
 
 

@@ -54,6 +54,22 @@ class Journal:
         return [event for event in self.events if "settled" not in event]
 
 
+def test_closing_waits_for_what_runs_drops_what_waits_and_takes_nothing_more(journal):
+    def until_asked(job):
+        assert job.cancelled.wait(PATIENCE)
+        journal.note("stopped")
+
+    journal.submit("a", "long", until_asked)
+    journal.wait_for("run", "long")
+    waiting = journal.submit("b", "never")
+    journal.lane.close(PATIENCE)
+    after = journal.submit("c", "too late")
+    assert waiting.cancelled.is_set()
+    assert after.cancelled.is_set()
+    assert journal.events == [("run", "long"), ("stopped",)]
+    assert not journal.lane._worker.is_alive()
+
+
 @pytest.fixture
 def journal():
     return Journal(Lane())

@@ -221,11 +221,11 @@ def test_seeds_differ_and_the_depths_grow(view: ReceptiveFieldView) -> None:
 def test_what_does_not_fit_is_one_sentence_and_the_picture_stays(
     view: ReceptiveFieldView, values: dict[str, Any], sentence: str
 ) -> None:
-    before, table = shown(view), view.layout.numbers.object
+    before, table = shown(view), view.layout.numbers.value
     change(view, **values)
     assert sentence in message(view)
     assert shown(view) == before
-    assert view.layout.numbers.object == table
+    assert view.layout.numbers.value.equals(table)
     change(view, models=TWO, size=64, row=1, col=2)
     assert message(view) == ""
     assert units(view) == [(1, 2), (1, 2)]
@@ -281,13 +281,20 @@ def test_the_difference_is_of_the_chosen_models_and_only_for_equal_sizes(view: R
     assert message(view) == ""
 
 
+def test_a_unit_outside_the_grid_becomes_the_nearest_one(view: ReceptiveFieldView) -> None:
+    change(view, row=999, col=3)
+    assert (view.row, view.col) == (15, 3)
+    assert units(view) == [(15, 3), (15, 3)]
+
+
 def test_numbers_and_sentences_name_every_model(view: ReceptiveFieldView) -> None:
     change(view, models=["nat_nano", "nat_nano(seed=1)"])
-    for pane in (view.layout.numbers, view._status):
-        assert "nat_nano stage2.block2" in words(pane)
-        assert "nat_nano(seed=1) stage2.block2" in words(pane)
+    table = view.layout.numbers.value
+    assert list(table.columns) == ["scale-free number", "nat_nano stage2.block2", "nat_nano(seed=1) stage2.block2"]
+    assert all("mean over" in text for text in table.set_index("scale-free number").loc["images"])
+    assert "nat_nano stage2.block2" in words(view._status)
+    assert "nat_nano(seed=1) stage2.block2" in words(view._status)
     assert "half of the mass lies in a centred square" in words(view._status)
-    assert "<th scope='row'>" in view.layout.numbers.object
 
 
 def test_a_link_opens_the_page_that_it_was_copied_from(view: ReceptiveFieldView) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 import param
@@ -14,7 +15,7 @@ from workbench.plots import receptive_field_difference as differences
 
 from .field_choices import COMPARISONS
 from .field_request import CROPS, LARGEST_SIDE, MOST_MODELS, FieldDrawing, Source, Timing
-from .field_tables import heading, label_of, numbers_table, progress_line, share_done, split_captions
+from .field_tables import WHAT, heading, label_of, numbers_frame, progress_line, share_done, split_captions
 from .model_choice import ModelChoice
 from .page import WIDE, WRAP, arrows
 from .state import KERNELS
@@ -35,6 +36,14 @@ OWN, MEASURE = "Choose …", "Measure on this machine now"
 
 WAITING = "<div style='font-size: 12px'><b>Running</b>: waiting for the first image</div>"
 
+#: Rows as low as those of the other pages' tables.
+DENSE = """
+.tabulator { font-size: 12px; }
+.tabulator .tabulator-row, .tabulator .tabulator-row .tabulator-cell { min-height: 0; height: 22px; }
+.tabulator .tabulator-row .tabulator-cell { padding: 3px 8px; }
+.tabulator .tabulator-header .tabulator-col .tabulator-col-content { padding: 4px 8px; }
+"""
+
 SMALL: dict[str, Any] = {"variant": "outlined", "size": "small"}
 
 
@@ -47,7 +56,8 @@ class FieldLayout:
         self.headings = tuple(Html("", margin=(4, 10, 0, 10), **wide) for _ in page.maps)
         self.captions = tuple(Html("", margin=(0, 10, 4, 10), **wide) for _ in page.maps)
         self.shared_caption = Html("", margin=(0, 10, 8, 10), **wide)
-        self.numbers, self.warming = Html("", **wide), Html("" if KERNELS.ready.is_set() else WARMING, **wide)
+        self.numbers = _grid("receptive-field-numbers")
+        self.warming = Html("" if KERNELS.ready.is_set() else WARMING, **wide)
         self.curves_caption = Html("", margin=(0, 10), **wide)
         self.difference_caption = Html("", margin=(0, 10), **wide)
         self.words = Html("", margin=(6, 10), **wide)
@@ -91,7 +101,7 @@ class FieldLayout:
     # What is shown
 
     def draw(self, drawing: FieldDrawing, whole: bool) -> None:
-        """The maps, their captions and numbers, and, where `whole`, the figures below them."""
+        """The maps and their captions, and, where `whole`, the numbers and the figures below them."""
         page, results = self._page, drawing.named()
         limits = maps.colour_range(list(results.values()), page.decades)
         grid, unit = drawing.specs[0].grid, drawing.specs[0].unit[0]
@@ -104,7 +114,8 @@ class FieldLayout:
         self.shared_caption.object = caption_html(f"All maps: {shared}")
         for n, text in zip(results, own, strict=True):
             self.captions[n].object = caption_html(text)
-        self.numbers.object = numbers_table(drawing)
+        if whole or self.numbers.value.empty:
+            self.numbers.value = numbers_frame(drawing)
         if whole:
             self._draw_curves(list(results.values()), [label_of(drawing, n) for n in results])
             self._draw_difference(drawing)
@@ -255,6 +266,15 @@ def _button(label: str, act: Callable[..., None], **options: Any) -> Any:
     button = pmui.Button(label=label, **SMALL, **options)
     button.on_click(lambda _: act())
     return button
+
+
+def _grid(name: str) -> Any:
+    """A table of texts that can be read and copied, not edited or sorted: its rows are of different kinds."""
+    return pn.widgets.Tabulator(
+        pd.DataFrame(), disabled=True, selectable=False, show_index=False, layout="fit_columns", theme="simple",
+        sizing_mode="stretch_width", css_classes=[name], sortable=False, widths={WHAT: 310}, stylesheets=[DENSE],
+        configuration={"columnDefaults": {"headerSort": False, "tooltip": True}},
+    )  # fmt: skip
 
 
 def _takes(source: Source, side: int) -> bool:

@@ -14,23 +14,27 @@ SHARE = 0.5
 #: What a pass holds at its peak, over what autograd keeps for the way back: gradients and what kernels work in.
 PEAK = 1.5
 
-#: Model -> layer -> what autograd keeps at the model's own size, in bytes a pixel.
+#: Sides in pixels at which what autograd keeps is counted: the first that the model takes. They fit everywhere.
+COUNTED_AT = (224, 256, 128, 64)
+
+#: Model -> layer -> what autograd keeps, in bytes a pixel.
 _kept: WeakKeyDictionary[VisionModel, dict[str, float]] = WeakKeyDictionary()
 
 
 def check_memory(model: VisionModel, layer: str, side: int) -> None:
     """Refuse a picture of side x side pixels whose gradient would take more than `SHARE` of the memory.
 
-    What autograd keeps is counted in one pass at the model's own size, and grows with the number of pixels.
+    What autograd keeps is counted in one pass over a small picture, and grows with the number of pixels.
 
     Raises:
         ValueError: it would; says how much.
     """
-    if side <= model.input_size:
+    counted_at = next((small for small in COUNTED_AT if _takes(model, small)), side)
+    if side <= counted_at:
         return
     known = _kept.setdefault(model, {})
     if layer not in known:
-        known[layer] = _saved_bytes(model, layer) / model.input_size**2
+        known[layer] = _saved_bytes(model, layer, counted_at) / counted_at**2
     needed, there = PEAK * known[layer] * side**2, _memory(model.device)
     if needed > SHARE * there:
         raise ValueError(
@@ -39,8 +43,16 @@ def check_memory(model: VisionModel, layer: str, side: int) -> None:
         )
 
 
-def _saved_bytes(model: VisionModel, layer: str) -> int:
-    """The size of all that autograd keeps of a pass at the model's own size, but for the weights, which do not grow."""
+def _takes(model: VisionModel, side: int) -> bool:
+    try:
+        model.check_size(side, side)
+    except ValueError:
+        return False
+    return True
+
+
+def _saved_bytes(model: VisionModel, layer: str, side: int) -> int:
+    """The size of all that autograd keeps of a pass over side x side pixels, but for the weights, which do not grow."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     found: dict[int, int] = {}
 
@@ -50,7 +62,7 @@ def _saved_bytes(model: VisionModel, layer: str) -> int:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    x = torch.zeros(1, 3, model.input_size, model.input_size, device=model.device, requires_grad=True)
+    x = torch.zeros(1, 3, side, side, device=model.device, requires_grad=True)
     with torch.enable_grad(), saved_tensors_hooks(count, lambda tensor: tensor):
         model.features(x, layer)
     return sum(found.values())

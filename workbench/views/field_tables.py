@@ -3,14 +3,17 @@
 import html
 from collections.abc import Mapping
 
+import pandas as pd
 import xarray as xr
 
 from workbench.plots.receptive_field import numbers, one_unit
 
 from .field_request import FieldDrawing, Progress, Timing
-from .tables import html_table
 
 NOT_MEASURED = "time not measured"
+
+#: The heading of the column that says what a number is.
+WHAT = "scale-free number"
 
 
 def label_of(drawing: FieldDrawing, number: int) -> str:
@@ -95,13 +98,13 @@ def _half(result: xr.Dataset) -> str:
     return f"half of the mass lies in {reached}, and in {100 * ranked:.3g} % of the pixels."
 
 
-def numbers_table(drawing: FieldDrawing) -> str:
-    """All numbers of the maps, a column for each model."""
+def numbers_frame(drawing: FieldDrawing) -> pd.DataFrame:
+    """All numbers of the maps: a row for each, a column for each model."""
     results = drawing.named()
     columns = {label_of(drawing, n): dict(numbers(result)) for n, result in results.items()}
     names = dict.fromkeys(name for column in columns.values() for name in column)
     rows = [[name, *(column.get(name, "–") for column in columns.values())] for name in names]
-    return html_table(["", *columns], rows, "numbers of the receptive fields")
+    return pd.DataFrame(rows, columns=[WHAT, *columns])
 
 
 def timings_of(drawing: FieldDrawing, known: Mapping[tuple[str, object], Timing]) -> list[Timing | None]:

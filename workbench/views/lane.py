@@ -5,6 +5,7 @@ waits. A timing that runs in the lane therefore has the machine's kernels to its
 each step the others that wait have their turn.
 """
 
+import atexit
 import logging
 import threading
 from collections import OrderedDict
@@ -62,6 +63,10 @@ class Job:
             logging.getLogger(__name__).exception("Work in steps could not be closed.")
 
 
+#: Seconds that a process waits at its end for the job that runs. A thread that ended inside C++ would abort it.
+FAREWELL = 10.0
+
+
 class Lane:
     """A queue with one worker thread, started with the first job."""
 
@@ -70,10 +75,14 @@ class Lane:
         self._running: tuple[Hashable, Job] | None = None
         self._changed = threading.Condition(threading.RLock())
         self._worker: threading.Thread | None = None
+        self._closed = False
 
     def submit(self, owner: Hashable, job: Job) -> None:
         """Queue a job in the place of the owner's that still waits; one that runs is asked to stop."""
         with self._changed:
+            if self._closed:
+                job.drop()
+                return
             if owner in self._waiting:
                 self._waiting[owner].drop()
             self._stop_running(owner)
@@ -81,6 +90,7 @@ class Lane:
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="workbench-lane", daemon=True)
                 self._worker.start()
+                atexit.register(self.close)
             self._changed.notify()
 
     def cancel(self, owner: Hashable) -> None:
@@ -91,6 +101,18 @@ class Lane:
                 dropped.drop()
             self._stop_running(owner)
 
+    def close(self, patience: float = FAREWELL) -> None:
+        """Drop what waits, ask what runs to stop, and wait for it; the lane takes no more jobs."""
+        with self._changed:
+            self._closed = True
+            while self._waiting:
+                self._waiting.popitem()[1].drop()
+            if self._running is not None:
+                self._running[1].cancelled.set()
+            self._changed.notify()
+        if self._worker is not None:
+            self._worker.join(patience)
+
     def _stop_running(self, owner: Hashable) -> None:
         if self._running is not None and self._running[0] == owner:
             self._running[1].cancelled.set()
@@ -100,6 +122,8 @@ class Lane:
             with self._changed:
                 while not self._waiting:
                     self._running = None
+                    if self._closed:
+                        return
                     self._changed.wait()
                 owner, job = self._waiting.popitem(last=False)
                 self._running = owner, job
@@ -114,7 +138,7 @@ class Lane:
     def _queue_again(self, owner: Hashable, job: Job) -> None:
         """Put a job with steps left behind those that wait, unless it was cancelled or its owner has a newer one."""
         with self._changed:
-            if owner in self._waiting or job.cancelled.is_set():
+            if owner in self._waiting or job.cancelled.is_set():  # which `close` sets, too
                 job.drop()
             else:
                 self._waiting[owner] = job

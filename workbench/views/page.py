@@ -33,6 +33,9 @@ class PageView(pn.viewable.Viewer):
     #: The parameters that the page's address keeps.
     LINK: tuple[str, ...] = ()
 
+    #: The extensions of Panel that its widgets need.
+    EXTENSIONS: tuple[str, ...] = ()
+
     #: Whether the page is what its address describes.
     followed = True
 
@@ -85,7 +88,7 @@ class PageView(pn.viewable.Viewer):
         """Do what draws the first picture before the page is sent; a failure is a sentence on the page."""
         try:
             draw()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             self._fail(error)
 
     # Opening and sharing

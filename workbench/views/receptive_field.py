@@ -1,7 +1,7 @@
 """The Receptive field page: which pixels of the picture move a unit of a layer, for up to four models side by side."""
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -52,6 +52,8 @@ class ReceptiveFieldView(PageView):
         "models", "layers", "image", "count", "size", "row", "col", "channels", "channel", "gradient", "decades",
         "first", "second",
     )  # fmt: skip
+
+    EXTENSIONS = ("tabulator",)
 
     models = param.List(default=["gspn_nano", "swin_nano", "nat_nano"], item_type=str, bounds=(1, MOST_MODELS))
     layers = param.List(default=[], item_type=str)
@@ -122,7 +124,11 @@ class ReceptiveFieldView(PageView):
             self.refresh()
         KERNELS.when_ready(partial(deliverer(), self._warmed))
         if session_document() is not None:
-            pn.state.on_session_destroyed(lambda context: self.cancel())  # nobody waits for the rest
+            pn.state.on_session_destroyed(lambda context: self._cancel_all())  # nobody waits for the rest
+
+    def _cancel_all(self) -> None:
+        for owner in ("picture", "latency", "checkpoint"):
+            self.cancel(owner)
 
     def _warmed(self) -> None:
         """Draw again with the compiled kernels, and say no more that they are missing."""
@@ -193,6 +199,10 @@ class ReceptiveFieldView(PageView):
         placed, self._placed = self._placed, False
         if placed:
             self._follow_grid()
+            inside = min(self.row, self._grid[0] - 1), min(self.col, self._grid[1] - 1)
+            if inside != (self.row, self.col):
+                self.query(*inside)
+                return  # which comes back here
         elif self._keep_place():
             return  # which comes back here, too
         self.refresh()
@@ -269,7 +279,7 @@ class ReceptiveFieldView(PageView):
         else:
             self.layout.show_waiting()
         run = partial(draw_fields, request, anew, lambda: self._pace.ready)
-        self.submit(partial(_caught, run), self._show, partly=self._show)
+        self.submit(partial(_published, run, partial(deliverer(), self._show)), self._show)
 
     def halt(self, *_: Any) -> None:
         """Stop; the picture as far as it got stays."""
@@ -285,14 +295,15 @@ class ReceptiveFieldView(PageView):
         drawing = self._drawing
         self.refresh(anew=drawing is not None and drawing.complete and drawing.request == self.request())
 
-    def _show(self, drawing: FieldDrawing | Exception | None) -> None:
+    def _show(self, drawing: FieldDrawing | Exception) -> None:
         """Show what the lane gave, unless something else has been asked for since."""
         if isinstance(drawing, Exception):
             self.halt()
             self._fail(drawing)
-        elif drawing is not None and drawing.request == self._asked:
+        elif drawing.request == self._asked:
             self._drawing = drawing
-            self._redraw()
+            # The first picture of something else is there sooner without the figures below, which follow with the next.
+            self._redraw(whole=not drawing.running or self._announced == drawing.request)
             self._pace.sent()
             self._busy = self._busy and drawing.running
 
@@ -300,11 +311,12 @@ class ReceptiveFieldView(PageView):
         """What is on the page; None before anything is."""
         return self._drawing
 
-    def _redraw(self) -> None:
+    def _redraw(self, whole: bool = True) -> None:
+        """Draw what is shown; the figures below the maps only where `whole`, and once the page is open."""
         if self._drawing is None:
             return
         with pn.io.hold():
-            self.layout.draw(self._drawing, whole=self._opened)
+            self.layout.draw(self._drawing, whole and self._opened)
             self._tell()
             self._code.value = python_code(self._drawing)
 
@@ -329,8 +341,8 @@ class ReceptiveFieldView(PageView):
             return
         request = self._drawing.request
         self.layout.measure.param.update(label="Measuring …", disabled=True)
-        run = partial(_caught, partial(time_fields, request))
-        self.submit(run, partial(self._timed, last=True), "latency", partly=self._timed)
+        run = partial(_published, partial(time_fields, request), partial(deliverer(), self._timed))
+        self.submit(run, partial(self._timed, last=True), "latency")
 
     def _timed(self, timings: Sequence[Timing] | Exception, last: bool = False) -> None:
         if last:
@@ -360,12 +372,24 @@ class ReceptiveFieldView(PageView):
         self._fail(error)
 
 
-def _caught(run: Callable[[Job], Generator[Any, None, Any]], job: Job) -> Generator[Any, None, Any]:
-    """A run with its failure as its result: the page then has to stop waiting."""
-    try:
-        return (yield from run(job))
-    except Exception as error:
-        return error
+def _published(
+    run: Callable[[Job], Generator[Any, None, Any]], publish: Callable[[Any], None], job: Job
+) -> Generator[None, None, Any]:
+    """A run whose pictures are published, and only they: what else it yields are turns for others in the lane.
+
+    Its failure is its result, because the page then has to stop waiting.
+    """
+    with closing(run(job)) as steps:
+        while True:
+            try:
+                picture = next(steps)
+            except StopIteration as end:
+                return end.value
+            except Exception as error:
+                return error
+            if picture is not None and not job.cancelled.is_set():
+                publish(picture)
+            yield
 
 
 def centre_of(grid: Position) -> Position:

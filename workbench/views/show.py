@@ -44,11 +44,11 @@ def page_at(pathname: str) -> str:
 
 def show(model: Any, image: Any, page: str, **state: Any) -> Any:
     """See `workbench.show`."""
-    if session_document() is None and notebook_loop() is not None:
-        pn.extension(inline=True)  # a notebook must not ask a CDN for scripts
     if page not in PAGES:
         raise ValueError(unknown("page", page, PAGES))
     view = PAGES[page].view
+    if session_document() is None and notebook_loop() is not None:
+        pn.extension(*view.EXTENSIONS, inline=True)  # a notebook must not ask a CDN for scripts
     wrong = [name for name in state if name not in view.param]
     if wrong:
         raise ValueError(unknown("setting", wrong[0], view.param, of=page))
