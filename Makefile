@@ -22,7 +22,10 @@ app: $(APP)  ## install, compile the CPU kernels once, and serve the page at 127
 test: $(TEST)  ## install with the test tools, find or bring a Chromium, compile the CPU kernels, and run every test
 	tools/ensure_chromium.sh $(BIN)/python
 	$(BIN)/workbench kernels --warm
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@echo 'Running the tests of the browser, whose report comes last, beside all others.'
+	@$(BIN)/python -m pytest -m browser > $(VENV)/browser-tests.log 2>&1 & browser=$$!; \
+	$(BIN)/python -m pytest -m 'not browser'; others=$$?; \
+	wait $$browser; status=$$?; cat $(VENV)/browser-tests.log; [ $$status = 0 ] && exit $$others
 
 lint: $(TEST)  ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .

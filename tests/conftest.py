@@ -24,20 +24,11 @@ if not GPU:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 GPU_TESTS = Path(__file__).parent / "gpu"
-BROWSER_TESTS = Path(__file__).parent / "browser"
 
 
-@pytest.hookimpl(tryfirst=True)  # before the workers read the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in tests/gpu is marked so, and skipped where there is no GPU.
-
-    `make test` has two workers. A file's tests stay together in one of them, because they share pages and models; those
-    of the browser are one group, which is started first: they share a server, and mostly wait for it.
-    """
-    items.sort(key=lambda item: not item.path.is_relative_to(BROWSER_TESTS))
+    """Everything in tests/gpu is marked so, and skipped where there is no GPU."""
     for item in items:
-        group = BROWSER_TESTS if item.path.is_relative_to(BROWSER_TESTS) else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(BROWSER_TESTS.parent))))
         if item.path.is_relative_to(GPU_TESTS):
             item.add_marker(pytest.mark.gpu)
         if not GPU and item.get_closest_marker("gpu"):
@@ -76,8 +67,7 @@ def chromium() -> str | None:
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest) -> None:
     """Fresh random numbers for each test, the same ones in every run."""
-    name = request.node.nodeid.partition("@")[0]  # what follows is the group, where tests run in workers
-    torch.manual_seed(zlib.crc32(name.encode()))
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def where(size, read):
 @pytest.fixture
 def draw(request):
     """Random choices that are new for every test and the same in every run."""
-    return random.Random(request.node.nodeid.partition("@")[0])
+    return random.Random(request.node.nodeid)
 
 
 # Neighbourhoods: kernel, stride, dilation, causal

@@ -101,8 +101,12 @@ def is_signed(result: xr.Dataset) -> bool:
 
 
 def weight_limits(result: xr.Dataset) -> tuple[float, float]:
-    """The colour range of W: `DECADES` below its largest entry, or symmetric about 0 where it has negative ones."""
+    """The colour range of W: `DECADES` below its largest entry, or symmetric about 0 where it has negative ones.
+
+    The top is rounded up to a quarter of a decade, so that colour bar and axes are seldom drawn anew.
+    """
     top = float(np.abs(result["accumulated"].values).max()) or 1.0
+    top = float(10 ** min(np.ceil(4 * np.log10(top)) / 4, 308))
     return (-top, top) if is_signed(result) else (top / 10**DECADES, top)
 
 

@@ -48,7 +48,7 @@ def panel_data(result: xr.Dataset, panel: str) -> list[Columns]:
 
 
 def panel_limits(result: xr.Dataset, panel: str) -> tuple[tuple[float, float], tuple[float, float]]:
-    """((left, right), (bottom, top)) of a panel: whole decades on a logarithmic axis, so that it seldom changes."""
+    """((left, right), (bottom, top)) of a panel: whole decades or quarters, so that it seldom changes."""
     columns = panel_data(result, panel)
     x = np.concatenate([each["x"] for each in columns])
     y = np.concatenate([each["y"] for each in columns])
@@ -56,7 +56,8 @@ def panel_limits(result: xr.Dataset, panel: str) -> tuple[tuple[float, float], t
     right = float(max(x.max(), 1.0))
     if not PANELS[panel].log:
         low, high = (min(0.0, float(y.min())), max(1.0, float(y.max()))) if y.size else (0.0, 1.0)
-        return (0.0, right), (low - 0.05 * (high - low), high + 0.05 * (high - low))
+        low, high = np.floor(4 * low) / 4, np.ceil(4 * high) / 4
+        return (0.0, right), (float(low - 0.05 * (high - low)), float(high + 0.05 * (high - low)))
     if not y.size:
         return (0.0, right), (0.1, 10.0)
     low, high = np.floor(np.log10(y.min())), np.ceil(np.log10(y.max()))
