@@ -17,6 +17,7 @@ from workbench.names import unknown
 from workbench.plots.stability_curves import PANELS
 from workbench.plots.stability_words import FORMATS, caption, curves_caption, weight_caption
 
+from .directions_request import models_with_directions
 from .lane import Job
 from .pace import Pace
 from .page import WRAP, PageView
@@ -25,7 +26,7 @@ from .stability_export import Downloads, python_code
 from .stability_figures import CurveFigure, PicturesFigure, WeightsFigure
 from .stability_request import LayerGates, StabilityDrawing, StabilityRequest, draw_stability
 from .stability_tables import numbers_table, scan_table, status_line, verdict_table
-from .state import KERNELS, model_names, shared_model
+from .state import KERNELS, shared_model
 from .tables import NOT_MEASURED, caption_html, latency_table
 from .text import Html
 
@@ -71,7 +72,7 @@ class StabilityView(PageView):
 
     def __init__(self, **params: Any) -> None:
         self.param.image.objects = list_images()
-        self.param.model.objects = propagating_models()
+        self.param.model.objects = models_with_directions()
         for name in ("image", "model"):
             known = self.param[name].objects
             if params.get(name, known[0]) not in known:
@@ -266,11 +267,6 @@ class StabilityView(PageView):
             *self._pace.widgets,
             sizing_mode="stretch_width",
         )
-
-
-def propagating_models() -> list[str]:
-    """The models whose layers propagate line by line with gates: the GSPN family, and models that were given."""
-    return [name for name in model_names() if name.startswith("gspn")]
 
 
 @cache
