@@ -129,7 +129,6 @@ class FrontFigure(PatchedFigure):
             inner(plot, element)
             drawn = self._drawn[plot.state.id]
             if name == "fronts" and "store" not in drawn and self._mosaic is not None:
-                plot.state.output_backend = "canvas"  # for so few glyphs faster than WebGL, above all without a GPU
                 store = ColumnDataSource(self._data, name=STORE, tags=[self._frame])
                 drawn["store"] = {"source": store}
                 sources = {"store": store, "heat": drawn["heat"]["source"], "fronts": plot.handles["source"]}

@@ -30,18 +30,13 @@ def compact(figure: hv.Overlay, size: tuple[int, int]) -> hv.Overlay:
         plot.state.aspect_ratio = USUAL / ((USUAL - BESIDE) * size[0] / size[1] + ABOVE)
 
     labels = hv.opts.RGB(xlabel="", ylabel=""), hv.opts.Image(clabel="")
-    return with_hooks(figure.opts(*labels), shape, on_canvas).opts(title="")
+    return with_hooks(figure.opts(*labels), shape).opts(title="")
 
 
 def with_hooks(figure: hv.Overlay, *more: Callable[[Any, Any], None]) -> hv.Overlay:
     """A figure with further hooks after its own."""
     hooks = hv.Store.lookup_options("bokeh", figure, "plot").kwargs.get("hooks", [])
     return figure.opts(hooks=[*hooks, *more])
-
-
-def on_canvas(plot: Any, element: Any) -> None:
-    """Draw without WebGL: where a browser has to emulate it, every change of a line takes a tenth of a second."""
-    plot.state.output_backend = "canvas"
 
 
 class FieldFigure(PatchedFigure):
@@ -143,7 +138,7 @@ class CurvesFigure(PatchedFigure):
         elements = list(built := self._build(results))
         named = [element.relabel(labels[n // 2]) for n, element in enumerate(elements[: 2 * len(results)])]
         figure = built.clone([*named, *elements[len(named) :]])
-        figure = with_hooks(figure.opts(hv.opts.Curve(xlabel=self._xlabel)), on_canvas)
+        figure = figure.opts(hv.opts.Curve(xlabel=self._xlabel))
         self._rebuild(key, figure, {str(n): n for n in range(len(named))})
 
 

@@ -57,6 +57,8 @@ class PatchedFigure:
             figure = plot.state
             if figure.id not in self._drawn:  # a hook runs again when HoloViews refreshes the same figure
                 self._drawn[figure.id] = {}
+                # Where a browser has to emulate WebGL, every change of a figure takes a tenth of a second.
+                figure.output_backend = "canvas"
                 if session_document() is not None:
                     figure.on_event(Tap, lambda event: self._on_tap(event.x, event.y))
             self._drawn[figure.id][name] = plot.handles

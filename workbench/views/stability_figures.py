@@ -8,7 +8,6 @@ import xarray as xr
 from workbench.plots import stability as pictures
 from workbench.plots import stability_curves as curves
 
-from .field_figures import on_canvas, with_hooks
 from .figure import PatchedFigure
 
 
@@ -30,7 +29,7 @@ class PicturesFigure(PatchedFigure):
 
     def show(self, result: xr.Dataset) -> None:
         if self._key is None:
-            figure = with_hooks(pictures.pictures_figure(result), on_canvas)
+            figure = pictures.pictures_figure(result)
             self._rebuild("pictures", figure, {"given": 0, "propagated": 1})
             return
         given, shown = pictures.exposures(result)
@@ -52,7 +51,7 @@ class WeightsFigure(PatchedFigure):
     def show(self, result: xr.Dataset) -> None:
         signed = pictures.is_signed(result)
         if signed != self._key:
-            figure = with_hooks(pictures.weights_figure(result), on_canvas)
+            figure = pictures.weights_figure(result)
             self._sent = {}
             self._rebuild(signed, figure, {"matrix": 0, "sums": 1, "one": 2, "words": 3})
             return
@@ -81,7 +80,7 @@ class CurveFigure(PatchedFigure):
 
     def show(self, result: xr.Dataset) -> None:
         if self._key is None:
-            figure = with_hooks(curves.curve_figure(result, self._panel), on_canvas)
+            figure = curves.curve_figure(result, self._panel)
             self._rebuild("curves", figure, {str(n): n for n in range(len(curves.PANELS[self._panel].names))})
             self._sent = curves.panel_data(result, self._panel)
             return
