@@ -100,7 +100,7 @@ def test_the_page_can_be_used_with_the_keyboard_alone(visit):
     keyboard = visit.page.keyboard
     wanted = {"remove model 1", "Add a model", "move the unit one cell down", "Centre", "Run again", "Copy link"}
     reached: set[str] = set()
-    for _ in range(90):
+    for _ in range(160):
         keyboard.press("Tab")
         name = visit.page.evaluate("() => window.__focused()")
         reached.add(name)

@@ -115,10 +115,14 @@ class FieldLayout:
         for n, text in zip(results, own, strict=True):
             self.captions[n].object = caption_html(text)
         if whole or self.numbers.value.empty:
-            self.numbers.value = numbers_frame(drawing)
+            self._show_numbers(numbers_frame(drawing))
         if whole:
             self._draw_curves(list(results.values()), [label_of(drawing, n) for n in results])
             self._draw_difference(drawing)
+
+    def _show_numbers(self, frame: pd.DataFrame) -> None:
+        """Cells without an editor do not take the focus, or Tab would stop at each of them."""
+        self.numbers.param.update(value=frame, editors=dict.fromkeys(frame.columns))
 
     def _draw_curves(self, results: list[xr.Dataset], labels: list[str]) -> None:
         for figure in self._page.curves:
