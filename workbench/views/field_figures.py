@@ -6,7 +6,6 @@ from typing import Any
 import holoviews as hv
 import numpy as np
 import xarray as xr
-from bokeh.events import DoubleTap, PressUp
 
 from workbench.plots import receptive_field as maps
 from workbench.plots import receptive_field_curves as curves
@@ -14,7 +13,6 @@ from workbench.plots import receptive_field_difference as differences
 from workbench.plots.receptive_field import Columns
 
 from .figure import PatchedFigure
-from .state import session_document
 
 Limits = tuple[float, float]
 
@@ -52,19 +50,6 @@ class FieldFigure(PatchedFigure):
         down, right = -y / self._size[0], x / self._size[1]
         if 0 <= down < 1 and 0 <= right < 1:
             self._on_pick(down, right)
-
-    def _remember(self, name: str) -> Callable[[Any, Any], None]:
-        """Take a slow click as a click, and each of two fast ones: to Bokeh they are something else."""
-        inner = super()._remember(name)
-
-        def hook(plot: Any, element: Any) -> None:
-            known = plot.state.id in self._drawn
-            inner(plot, element)
-            if not known and session_document() is not None:
-                plot.state.on_event(PressUp, lambda event: self._tapped(event.x, event.y))
-                plot.state.on_event(DoubleTap, lambda event: self._tapped(event.x, event.y))
-
-        return hook
 
     def set_opacity(self, opacity: float) -> None:
         """How strongly the map covers the picture."""

@@ -11,7 +11,7 @@ import holoviews as hv
 import numpy as np
 import panel as pn
 import xarray as xr
-from bokeh.events import Tap
+from bokeh.events import DoubleTap, PressUp, Tap
 from bokeh.models import ColumnDataSource, CustomJS
 
 from workbench.plots.affinity import (
@@ -60,7 +60,9 @@ class PatchedFigure:
                 # Where a browser has to emulate WebGL, every change of a figure takes a tenth of a second.
                 figure.output_backend = "canvas"
                 if session_document() is not None:
-                    figure.on_event(Tap, lambda event: self._on_tap(event.x, event.y))
+                    # A slow click and the second of two fast ones are events of their own to Bokeh.
+                    for click in (Tap, DoubleTap, PressUp):
+                        figure.on_event(click, lambda event: self._on_tap(event.x, event.y))
             self._drawn[figure.id][name] = plot.handles
 
         return hook

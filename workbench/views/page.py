@@ -47,7 +47,7 @@ class PageView(pn.viewable.Viewer):
         self._drawing: Any = None
         self._messages = pmui.Alert("", severity="error", visible=False, sizing_mode="stretch_width")
         self._status = Html("", sizing_mode="stretch_width", margin=(4, 10))
-        self._code = pmui.TextAreaInput(value="", visible=False)
+        self._code = pn.widgets.TextAreaInput(value="", visible=False)  # one of React would be laid out at every change
 
     def __panel__(self) -> pn.viewable.Viewable:
         return pn.Row(pn.Column(*self.controls, width=290), self.body, sizing_mode="stretch_width")
@@ -122,7 +122,7 @@ class PageView(pn.viewable.Viewer):
         """Buttons that copy the Python of the picture (the value of `_code`), and the link of the page."""
         copy = "navigator.clipboard.writeText({})"
         as_python = pmui.Button(label="Copy as Python", variant="outlined", size="small")
-        as_python.js_on_click(args={"code": self._code}, code=copy.format("code.data.value"))
+        as_python.js_on_click(args={"code": self._code}, code=copy.format("code.value"))
         link = pmui.Button(label="Copy link", variant="outlined", size="small")
         link.js_on_click(code=copy.format("window.location.href"))
         return pn.Row(as_python, link, self._code)

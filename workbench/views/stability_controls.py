@@ -17,6 +17,16 @@ WIDTHS = (8, 16, 32, 48, 64, 96, 128, 192, 256)
 CHUNKS = (0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
+#: Milliseconds in which changes of a slider are collected before Python is told; Panel's 50 would be seen.
+COLLECTED = 1
+
+
+def prompt(slider: Any) -> Any:
+    """The slider, answered at once: the page asks for the newest value when it has drawn the last one."""
+    slider._debounce = COLLECTED
+    return slider
+
+
 class Stops(pn.viewable.Viewer):
     """A slider over some values of an integer parameter; it shows every other value as well."""
 
@@ -24,7 +34,8 @@ class Stops(pn.viewable.Viewer):
         super().__init__()
         self._page, self._name, self._values = page, name, values
         now = getattr(page, name)
-        self.slider = pmui.DiscreteSlider(label=label, options=sorted({*values, now}), value=now, **WIDE)
+        options = sorted({*values, now})
+        self.slider = prompt(pmui.DiscreteSlider(label=label, options=options, value=now, **WIDE))
         self.slider.param.watch(self._chosen, "value")
         page.param.watch(self._follow, name)
 
@@ -50,11 +61,11 @@ def make_controls(page: "StabilityView") -> list[Any]:
     synthetic = pn.Column(
         pmui.Select.from_param(p.preset, label="Preset", **WIDE),
         pmui.Select.from_param(p.normalisation, label="Normalisation", **WIDE),
-        pmui.FloatSlider.from_param(p.gain, label="Gain of the gates", **WIDE),
-        pmui.FloatSlider.from_param(p.noise, label="Noise of the logits", **WIDE),
+        prompt(pmui.FloatSlider.from_param(p.gain, label="Gain of the gates", **WIDE)),
+        prompt(pmui.FloatSlider.from_param(p.noise, label="Noise of the logits", **WIDE)),
         pmui.RadioButtonGroup.from_param(p.neighbours, label="Neighbours", **WIDE),
         pmui.Select.from_param(p.input_weight, label="Input weight lambda", **WIDE),
-        pmui.FloatSlider.from_param(p.lam, label="The number", **WIDE),
+        prompt(pmui.FloatSlider.from_param(p.lam, label="The number", **WIDE)),
         Stops(page, "length", "Length, lines", LENGTHS),
         Stops(page, "cross", "Positions across", WIDTHS),
         Stops(page, "chunk", "Lines per chunk (0: one chunk)", CHUNKS),
@@ -64,7 +75,7 @@ def make_controls(page: "StabilityView") -> list[Any]:
     )  # fmt: skip
     layer = pn.Column(
         pmui.Select.from_param(p.model, label="Model", **WIDE),
-        pmui.DiscreteSlider.from_param(p.layer, label="Layer", **WIDE),
+        prompt(pmui.DiscreteSlider.from_param(p.layer, label="Layer", **WIDE)),
         pmui.IntInput.from_param(p.channel, label="Channel (-1: the worst)", **WIDE),
         sizing_mode="stretch_width", margin=0,
     )  # fmt: skip
