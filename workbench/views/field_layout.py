@@ -38,10 +38,10 @@ WAITING = "<div style='font-size: 12px'><b>Running</b>: waiting for the first im
 
 #: Rows as low as those of the other pages' tables.
 DENSE = """
-.tabulator { font-size: 12px; }
-.tabulator .tabulator-row, .tabulator .tabulator-row .tabulator-cell { min-height: 0; height: 22px; }
-.tabulator .tabulator-row .tabulator-cell { padding: 3px 8px; }
-.tabulator .tabulator-header .tabulator-col .tabulator-col-content { padding: 4px 8px; }
+.tabulator { font-size: 12px !important; }
+.tabulator .tabulator-row, .tabulator .tabulator-cell { height: auto !important; min-height: 0 !important; }
+.tabulator .tabulator-cell { padding: 3px 8px !important; white-space: normal !important; }
+.tabulator .tabulator-col-title { padding: 0 !important; white-space: normal !important; }
 """
 
 SMALL: dict[str, Any] = {"variant": "outlined", "size": "small"}
@@ -276,7 +276,7 @@ def _grid(name: str) -> Any:
     """A table of texts that can be read and copied, not edited or sorted: its rows are of different kinds."""
     return pn.widgets.Tabulator(
         pd.DataFrame(), disabled=True, selectable=False, show_index=False, layout="fit_columns", theme="simple",
-        sizing_mode="stretch_width", css_classes=[name], sortable=False, widths={WHAT: 310}, stylesheets=[DENSE],
+        sizing_mode="stretch_width", css_classes=[name], sortable=False, widths={WHAT: 285}, stylesheets=[DENSE],
         configuration={"columnDefaults": {"headerSort": False, "tooltip": True}},
     )  # fmt: skip
 

@@ -20,8 +20,10 @@ from .text import Html
 #: What the inputs of a page's controls have in common.
 WIDE: dict[str, Any] = {"sizing_mode": "stretch_width", "size": "small"}
 
-#: How rows of a page's body wrap when the window is narrow.
-WRAP: dict[str, Any] = {"flex_wrap": "wrap", "sizing_mode": "stretch_width", "align_items": "flex-start"}
+#: How rows of a page's body wrap when the window is narrow. They may be higher than the window, which Panel forbids.
+WRAP: dict[str, Any] = {
+    "flex_wrap": "wrap", "sizing_mode": "stretch_width", "align_items": "flex-start", "styles": {"max-height": "none"},
+}  # fmt: skip
 
 
 class PageView(pn.viewable.Viewer):

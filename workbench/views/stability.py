@@ -244,7 +244,7 @@ class StabilityView(PageView):
         def part(grow: str, *objects: Any) -> pn.Column:
             return pn.Column(*objects, sizing_mode="stretch_width", styles={"flex": grow, "min-width": "0"})
 
-        texts = self._texts
+        texts, panels = self._texts, [part("1 1 300px", figure.pane) for figure in self.curves.values()]
         return pn.Column(
             self._messages,
             self._status,
@@ -255,10 +255,7 @@ class StabilityView(PageView):
             ),
             pn.FlexBox(
                 part("1 1 290px", texts["numbers"], self.sharing(), self.downloads.row),
-                part(
-                    "2.2 1 560px",
-                    pn.FlexBox(*(part("1 1 300px", figure.pane) for figure in self.curves.values()), **WRAP),
-                ),
+                part("2.2 1 560px", pn.FlexBox(*panels, **WRAP)),
                 **WRAP,
             ),
             texts["curves_caption"],
