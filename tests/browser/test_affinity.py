@@ -48,6 +48,16 @@ def test_a_click_on_the_photograph_moves_the_query_of_both_models(visit):
     assert places[0] == places[1]
 
 
+def test_the_second_of_two_fast_clicks_counts(visit):
+    visit.open()
+    box = visit.page.locator(".photograph").first.bounding_box()
+    for right, down in ((0.4, 0.3), (0.7, 0.6)):
+        visit.page.mouse.click(box["x"] + right * box["width"], box["y"] + down * box["height"])
+    visit.page.wait_for_function(
+        "() => window.__statuses().some(s => Number((s.match(/column (\\d+)/) || [])[1]) > 17)", timeout=15_000
+    )
+
+
 def test_a_click_on_a_map_moves_the_query_too(visit):
     visit.open()
     box = visit.page.locator(".mosaic-b").first.bounding_box()
