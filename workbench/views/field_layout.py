@@ -277,7 +277,7 @@ def _grid(name: str) -> Any:
     return pn.widgets.Tabulator(
         pd.DataFrame(), disabled=True, selectable=False, show_index=False, layout="fit_columns", theme="simple",
         sizing_mode="stretch_width", css_classes=[name], sortable=False, widths={WHAT: 285}, stylesheets=[DENSE],
-        configuration={"columnDefaults": {"headerSort": False, "tooltip": True}},
+        configuration={"columnDefaults": {"headerSort": False}},
     )  # fmt: skip
 
 
