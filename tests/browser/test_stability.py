@@ -24,7 +24,7 @@ def test_the_page_opens_without_errors_overlaps_or_foreign_requests(visit):
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     boxes = [figure.bounding_box() for figure in visit.page.locator(".bk-Figure").all()]
     assert len(boxes) == 7
-    boxes.append(visit.page.get_by_role("heading", name="Cost of the scan on this machine").bounding_box())
+    boxes.append(visit.page.get_by_text("Linear bound: sum of max").first.bounding_box())
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if overlap(a, b)]
     assert visit.foreign == []
