@@ -14,6 +14,7 @@ from workbench.analysis.affinity import AffinitySpec, affinity
 from workbench.analysis.attribution import AttributionSpec, attribute
 from workbench.analysis.directions import DirectionsSpec, directions
 from workbench.analysis.latency import measure
+from workbench.analysis.latency_sweep import latency_sweep
 from workbench.analysis.patterns import PatternSpec, list_patterns, patterns
 from workbench.analysis.receptive_field import ReceptiveFieldSpec, receptive_field
 from workbench.analysis.stability import stability
@@ -34,6 +35,7 @@ __all__ = [
     "affinity",
     "attribute",
     "directions",
+    "latency_sweep",
     "list_images",
     "list_models",
     "list_patterns",

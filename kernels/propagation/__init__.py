@@ -19,7 +19,17 @@ NORMALISATIONS = {
     "none": "l_j as it is",
 }
 
-__all__ = ["DIRECTIONS", "NORMALISATIONS", "Normalisation", "Scan", "complement", "normalise_gates", "propagate"]
+__all__ = [
+    "DIRECTIONS",
+    "NORMALISATIONS",
+    "Mix",
+    "Normalisation",
+    "Scan",
+    "complement",
+    "mix",
+    "normalise_gates",
+    "propagate",
+]
 
 
 class Scan(NamedTuple):
@@ -33,6 +43,14 @@ class Normalisation(NamedTuple):
     """How gates come from logits: one direction for each of the K maps, which tells their borders, and the rule."""
 
     directions: tuple[str, ...]
+    rule: str
+
+
+class Mix(NamedTuple):
+    """How to mix: one direction for each of the K passes, the lines per chunk, and how gates come from logits."""
+
+    directions: tuple[str, ...]
+    chunk: int | None
     rule: str
 
 
@@ -61,8 +79,7 @@ def normalise_gates(
     Source: GSPN (arXiv 2501.12381), the stability-context condition; SPN (NeurIPS 2017) for "absolute".
     """
     directions = _check_directions(directions)
-    if rule not in NORMALISATIONS:
-        raise ValueError(f"rule must be one of {', '.join(NORMALISATIONS)}; got {rule!r}.")
+    _check_rule(rule)
     check_tensor("logits", logits, first=("logits", logits))
     if logits.ndim != 6 or logits.shape[:2] != (len(directions), 3) or 0 in logits.shape:
         raise ValueError(
@@ -167,12 +184,75 @@ def propagate(
     return run(gpu, scan, x, gates, lam)
 
 
+def mix(
+    v: torch.Tensor,
+    logits: torch.Tensor,
+    lam: torch.Tensor | None,
+    u: torch.Tensor | None,
+    skip: torch.Tensor | None,
+    weight: torch.Tensor,
+    *,
+    directions: tuple[str, ...] = DIRECTIONS,
+    chunk: int | None = None,
+    rule: str = "sigmoid",
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Propagate `v` in every direction and merge the passes: the whole GSPN mixer in one step.
+
+        y = sum over k of weight[k] (u[k] h_k + skip[k] v),    h_k = propagate(v, normalise_gates(logits, rule), lam)[k]
+
+    On the CPU gates and h never leave the cache, and the backward pass makes them again from its inputs. There is no
+    fused Triton kernel: "triton" composes those of `normalise_gates` and `propagate` with the merge.
+
+    Args:
+        v: (B, C, H, W).
+        logits: (K, 3, B, C or 1, H, W), K = len(directions); 1 when channels share gates.
+        lam: the input weight, (K, B, C or 1, H, W), or None for 1 everywhere.
+        u: what the passes are multiplied with, (K, B, C or 1, H, W), or None for 1 everywhere.
+        skip: D of the released tensors, (K, B, C or 1, H, W), or None for no such term.
+        weight: (K,), the weight of each direction.
+        directions: K names out of `DIRECTIONS`, repeats allowed.
+        chunk: as in `propagate`.
+        rule: a name out of `NORMALISATIONS`.
+        backend: "auto" | "reference" | "cpu" | "triton".
+
+    Returns:
+        y: (B, C, H, W), in the dtype of `v`.
+
+    Raises:
+        TypeError: not floating-point tensors of one dtype, or `chunk` is not a whole number.
+        ValueError: shapes, devices, directions, `rule` or `chunk` do not fit.
+        BackendUnavailable: the named backend cannot run here.
+
+    Source: GSPN (arXiv 2501.12381), section 3. The term skip v is in the released tensors, not in its equations.
+    """
+    settings = Mix(_check_directions(directions), _check_chunk(chunk), rule)
+    _check_rule(rule)
+    count = len(settings.directions)
+    _check_mix(v, logits, {"lam": lam, "u": u, "skip": skip}, weight, count)
+    chosen = choose(backend, v)
+    if chosen == "reference":
+        return reference.mix(v, logits, lam, u, skip, weight, *settings)
+    if chosen == "cpu":
+        import kernels.propagation.mix_cpu as mix_cpu
+
+        return run(mix_cpu, settings, v, logits, lam, u, skip, weight)
+    gates = normalise_gates(logits, settings.directions, rule=rule, backend=chosen)
+    h = propagate(v, gates, lam, directions=settings.directions, chunk=chunk, backend=chosen)
+    return reference.merge(v, h, u, skip, weight)
+
+
 def _check_directions(directions: tuple[str, ...]) -> tuple[str, ...]:
     directions = (directions,) if isinstance(directions, str) else tuple(directions)
     wrong = [d for d in directions if d not in DIRECTIONS]
     if wrong or not directions:
         raise ValueError(f"directions must be one or more of {', '.join(DIRECTIONS)}; got {directions}.")
     return directions
+
+
+def _check_rule(rule: str) -> None:
+    if rule not in NORMALISATIONS:
+        raise ValueError(f"rule must be one of {', '.join(NORMALISATIONS)}; got {rule!r}.")
 
 
 def _check_chunk(chunk: int | None) -> int | None:
@@ -192,13 +272,32 @@ def _check_propagate(x: torch.Tensor, gates: torch.Tensor, lam: torch.Tensor | N
             f"x must be (B, C, H, W) or (K, B, C, H, W) with K = {count} directions and no empty axis; "
             f"got {tuple(x.shape)}."
         )
-    batch, channels, height, width = x.shape[-4:]
-    check_tensor("gates", gates, first=("x", x))
-    allowed = [(count, 3, batch, c, height, width) for c in (channels, 1)]
-    if tuple(gates.shape) not in allowed:
-        raise ValueError(f"gates must be {allowed[0]}, or {allowed[1]} if shared; got {tuple(gates.shape)}.")
+    first, (batch, channels, height, width) = ("x", x), x.shape[-4:]
+    _check_map("gates", gates, (count, 3, batch, channels, height, width), first)
     if lam is not None:
-        check_tensor("lam", lam, first=("x", x))
-        allowed_lam = [(count, batch, c, height, width) for c in (channels, 1)]
-        if tuple(lam.shape) not in allowed_lam:
-            raise ValueError(f"lam must be {allowed_lam[0]}, or {allowed_lam[1]} if shared; got {tuple(lam.shape)}.")
+        _check_map("lam", lam, (count, batch, channels, height, width), first)
+
+
+def _check_mix(
+    v: torch.Tensor, logits: torch.Tensor, maps: dict[str, torch.Tensor | None], weight: torch.Tensor, count: int
+) -> None:
+    check_tensor("v", v, first=("v", v))
+    if v.ndim != 4 or 0 in v.shape:
+        raise ValueError(f"v must be (B, C, H, W) with no empty axis; got {tuple(v.shape)}.")
+    _check_map("logits", logits, (count, 3, *v.shape), ("v", v))
+    for name, tensor in maps.items():
+        if tensor is not None:
+            _check_map(name, tensor, (count, *v.shape), ("v", v))
+    check_tensor("weight", weight, first=("v", v))
+    if tuple(weight.shape) != (count,):
+        raise ValueError(
+            f"weight must be ({count},), one for each of the {count} directions; got {tuple(weight.shape)}."
+        )
+
+
+def _check_map(name: str, tensor: torch.Tensor, shape: tuple[int, ...], first: tuple[str, torch.Tensor]) -> None:
+    """Raise unless `tensor` has the shape, (..., C, H, W), or that with one channel."""
+    check_tensor(name, tensor, first=first)
+    shared = (*shape[:-3], 1, *shape[-2:])
+    if tuple(tensor.shape) not in (shape, shared):
+        raise ValueError(f"{name} must be {shape}, or {shared} if shared; got {tuple(tensor.shape)}.")

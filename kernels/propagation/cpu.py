@@ -30,11 +30,11 @@ _jit = numba.njit(cache=True, fastmath={"contract"})
 
 
 @_jit
-def _scan_lines(x, g0, g1, g2, lam, has_lam, h, states, lines, first, reverse, chunk):
+def scan_lines(x, g0, g1, g2, lam, has_lam, h, states, lines, first, reverse, chunk):
     """Scan `lines` rows of (lines, cross) arrays; the first one walked is line `first` of the map.
 
-    states: nine padded lines (`_scratch`), three of zeros, then two sets to alternate between; a strip finds the line
-    before it there. (The adjoint keeps three products of a line, hence sets of three.)
+    states: nine padded lines (`scratch_lines`), three of zeros, then two sets to alternate between; a strip finds the
+    line before it there. (The adjoint keeps three products of a line, hence sets of three.)
     """
     for i in range(lines):
         t = first + i
@@ -48,8 +48,8 @@ def _scan_lines(x, g0, g1, g2, lam, has_lam, h, states, lines, first, reverse, c
 
 
 @_jit
-def _adjoint_lines(grad, g0, g1, g2, e, states, lines, first, total, reverse, chunk):
-    """The adjoint of `_scan_lines`, last line first; a line sends nothing back to another chunk."""
+def adjoint_lines(grad, g0, g1, g2, e, states, lines, first, total, reverse, chunk):
+    """The adjoint of `scan_lines`, last line first; a line sends nothing back to another chunk."""
     for i in range(lines - 1, -1, -1):
         t = first + i
         r = lines - 1 - i if reverse else i
@@ -58,7 +58,7 @@ def _adjoint_lines(grad, g0, g1, g2, e, states, lines, first, total, reverse, ch
 
 
 @_jit
-def _scan_columns(x, g0, g1, g2, lam, has_lam, h, states, strips, reverse, chunk):
+def scan_columns(x, g0, g1, g2, lam, has_lam, h, states, strips, reverse, chunk):
     """Scan the columns of (H, W) planes strip by strip; strips is (5, STRIP, H)."""
     height, width = x.shape
     source, t0, t1, t2, ht = strips[0], strips[1], strips[2], strips[3], strips[4]
@@ -72,13 +72,13 @@ def _scan_columns(x, g0, g1, g2, lam, has_lam, h, states, strips, reverse, chunk
         transpose_into(g0[:, lo:], t0, count)
         transpose_into(g1[:, lo:], t1, count)
         transpose_into(g2[:, lo:], t2, count)
-        _scan_lines(source, t0, t1, t2, source, False, ht, states, count, start, reverse, chunk)
+        scan_lines(source, t0, t1, t2, source, False, ht, states, count, start, reverse, chunk)
         transpose_into(ht[:count], h[:, lo:], height)
 
 
 @_jit
-def _adjoint_columns(grad, g0, g1, g2, e, states, strips, reverse, chunk):
-    """The adjoint of `_scan_columns`, strips in the opposite order."""
+def adjoint_columns(grad, g0, g1, g2, e, states, strips, reverse, chunk):
+    """The adjoint of `scan_columns`, strips in the opposite order."""
     height, width = grad.shape
     dh, t0, t1, t2, et = strips[0], strips[1], strips[2], strips[3], strips[4]
     for start in range((width - 1) // STRIP * STRIP, -1, -STRIP):
@@ -88,7 +88,7 @@ def _adjoint_columns(grad, g0, g1, g2, e, states, strips, reverse, chunk):
         transpose_into(g0[:, lo:], t0, count)
         transpose_into(g1[:, lo:], t1, count)
         transpose_into(g2[:, lo:], t2, count)
-        _adjoint_lines(dh, t0, t1, t2, et, states, count, start, width, reverse, chunk)
+        adjoint_lines(dh, t0, t1, t2, et, states, count, start, width, reverse, chunk)
         transpose_into(et[:count], e[:, lo:], height)
 
 
@@ -104,14 +104,14 @@ def _forward(x, gates, lam, has_lam, h, horizontal, reverse, chunk, strips, colu
         thread = numba.get_thread_id()
         if horizontal[k]:
             state = column_states[thread]
-            _scan_columns(xk, g0, g1, g2, lk, has_lam, h[k, b, c], state, strips[thread], reverse[k], chunk)
+            scan_columns(xk, g0, g1, g2, lk, has_lam, h[k, b, c], state, strips[thread], reverse[k], chunk)
         else:
             state = row_states[thread]
-            _scan_lines(xk, g0, g1, g2, lk, has_lam, h[k, b, c], state, xk.shape[0], 0, reverse[k], chunk)
+            scan_lines(xk, g0, g1, g2, lk, has_lam, h[k, b, c], state, xk.shape[0], 0, reverse[k], chunk)
 
 
 @_jit
-def _product(target, a, b, add):
+def product(target, a, b, add):
     """target = a * b, or target += a * b, flat."""
     if add:
         for i in range(target.size):
@@ -122,26 +122,26 @@ def _product(target, a, b, add):
 
 
 @_jit
-def _shifted_product(target, e, h, down, right, add):
+def shifted_product(target, e, h, down, right, add):
     """target[r, c] (+)= e[r, c] h[r + down, c + right], and 0 where that lies outside the map."""
     height, width = e.shape
     if add:
         lo, hi = max(0, -right), min(width, width - right)
         for r in range(max(0, -down), min(height, height - down)):
-            _product(target[r, lo:hi], e[r, lo:hi], h[r + down, lo + right : hi + right], True)
+            product(target[r, lo:hi], e[r, lo:hi], h[r + down, lo + right : hi + right], True)
         return
     # In one flat run, which also multiplies across the ends of rows; those columns are then set to 0.
     flat, shift = target.reshape(-1), down * width + right
     lo, hi = min(max(0, -shift), flat.size), max(0, min(flat.size, flat.size - shift))
     flat[:lo] = 0
     flat[hi:] = 0
-    _product(flat[lo:hi], e.reshape(-1)[lo:hi], h.reshape(-1)[lo + shift : hi + shift], False)
+    product(flat[lo:hi], e.reshape(-1)[lo:hi], h.reshape(-1)[lo + shift : hi + shift], False)
     if right != 0:
         target[:, 0 if right < 0 else width - 1] = 0
 
 
 @_jit
-def _clear_chunk_starts(e, horizontal, reverse, chunk):
+def clear_chunk_starts(e, horizontal, reverse, chunk):
     """Set E to 0 on the lines that read no previous line."""
     height, width = e.shape
     for t in range(0, width if horizontal else height, chunk):
@@ -186,14 +186,14 @@ def _backward(
                 g0, g1, g2, dh = gates[k, 0, b, cg], gates[k, 1, b, cg], gates[k, 2, b, cg], grad[k, b, c]
                 if horizontal[k]:
                     state = column_states[thread]
-                    _adjoint_columns(dh, g0, g1, g2, e, state, strips[thread], reverse[k], chunk)
+                    adjoint_columns(dh, g0, g1, g2, e, state, strips[thread], reverse[k], chunk)
                 else:
                     state = row_states[thread]
-                    _adjoint_lines(dh, g0, g1, g2, e, state, height, 0, height, reverse[k], chunk)
+                    adjoint_lines(dh, g0, g1, g2, e, state, height, 0, height, reverse[k], chunk)
                 kx, cl = k if x.shape[0] > 1 else 0, c if lam.shape[2] > 1 else 0
                 if needs[0]:
                     if has_lam:
-                        _product(dx[kx, b, c].reshape(-1), lam[k, b, cl].reshape(-1), flat, k > kx)
+                        product(dx[kx, b, c].reshape(-1), lam[k, b, cl].reshape(-1), flat, k > kx)
                     elif k > kx:
                         dx[kx, b, c] += e
                     else:
@@ -201,15 +201,15 @@ def _backward(
                 if needs[2]:
                     shared = dlam.shape[3] < channels
                     target = dlam[part if shared else 0, k, b, cl].reshape(-1)
-                    _product(target, x[kx, b, c].reshape(-1), flat, shared and c > begin)
+                    product(target, x[kx, b, c].reshape(-1), flat, shared and c > begin)
                 if needs[1]:
                     shared = dgates.shape[4] < channels
-                    _clear_chunk_starts(e, horizontal[k], reverse[k], chunk)
+                    clear_chunk_starts(e, horizontal[k], reverse[k], chunk)
                     back = 1 if reverse[k] else -1
                     for j in range(3):
                         down, right = (j - 1, back) if horizontal[k] else (back, j - 1)
                         target = dgates[part if shared else 0, k, j, b, cg]
-                        _shifted_product(target, e, h[k, b, c], down, right, shared and c > begin)
+                        shifted_product(target, e, h[k, b, c], down, right, shared and c > begin)
 
 
 def forward(
@@ -221,8 +221,8 @@ def forward(
     height, width = x.shape[-2:]
     h = torch.empty((len(scan.directions), *x.shape[1:]), dtype=torch.float32)
     with CPU_LOCK:
-        scratch = _scratch(numba.get_num_threads(), height, width)
-        _forward(*_arrays(x, gates), *_optional(lam), *_arrays(h), *_rules(scan), *_arrays(*scratch))
+        scratch = scratch_lines(numba.get_num_threads(), height, width)
+        _forward(*arrays(x, gates), *_optional(lam), *arrays(h), *rules(scan), *arrays(*scratch))
     return h, (x, gates, lam, h)
 
 
@@ -241,19 +241,19 @@ def backward(
         dx = torch.empty(x.shape if needs[0] else (1,) * 5)
         dgates = torch.empty((parts if gates.shape[3] < channels else 1, *gates.shape) if needs[1] else (1,) * 7)
         dlam = torch.empty((parts if lam_channels < channels else 1, *lam.shape) if needs[2] else (1,) * 6)
-        scratch = (*_scratch(threads, height, width), torch.empty((threads, height, width)))
+        scratch = (*scratch_lines(threads, height, width), torch.empty((threads, height, width)))
         _backward(
-            *_arrays(grad.contiguous(), x, gates), *_optional(lam), *_arrays(h, dx, dgates, dlam),
-            np.array(needs), *_rules(scan), parts, *_arrays(*scratch),
+            *arrays(grad.contiguous(), x, gates), *_optional(lam), *arrays(h, dx, dgates, dlam),
+            np.array(needs), *rules(scan), parts, *arrays(*scratch),
         )  # fmt: skip
     return (
         dx if needs[0] else None,
-        _summed(dgates) if needs[1] else None,
-        _summed(dlam) if needs[2] else None,
+        summed(dgates) if needs[1] else None,
+        summed(dlam) if needs[2] else None,
     )
 
 
-def _scratch(threads: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
+def scratch_lines(threads: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
     """For each thread: strips of transposed columns, and the nine state lines of a column scan and of a row scan.
 
     A state line is whole blocks with one more block of zeros at each end.
@@ -263,11 +263,11 @@ def _scratch(threads: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
     return strips, column, row
 
 
-def _summed(parts: torch.Tensor) -> torch.Tensor:
+def summed(parts: torch.Tensor) -> torch.Tensor:
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
-def _arrays(*tensors: torch.Tensor) -> tuple[np.ndarray, ...]:
+def arrays(*tensors: torch.Tensor) -> tuple[np.ndarray, ...]:
     return tuple(t.detach().numpy() for t in tensors)
 
 
@@ -276,7 +276,7 @@ def _optional(lam: torch.Tensor | None) -> tuple[np.ndarray, bool]:
     return (np.empty((1,) * 5, np.float32), False) if lam is None else (lam.detach().numpy(), True)
 
 
-def _rules(scan: Scan) -> tuple[np.ndarray, np.ndarray, int]:
+def rules(scan: Scan) -> tuple[np.ndarray, np.ndarray, int]:
     horizontal = np.array([d in ("left_right", "right_left") for d in scan.directions])
     reverse = np.array([d in ("right_left", "bottom_top") for d in scan.directions])
     return horizontal, reverse, _WHOLE if scan.chunk is None else scan.chunk

@@ -119,7 +119,7 @@ class _Block:
             block(whole, self.first(b.sub(cross, whole)))
 
 
-def _step(generate: Callable[..., None]):
+def block_step(generate: Callable[..., None]):
     """Turn `generate(block, *arguments)` into a numba intrinsic over 2-D float32 arrays and indices."""
 
     def typing(typingctx, *args):
@@ -151,7 +151,7 @@ def _scan_line(do, weights, x, gates, cross, r, h, states, before, now):
     do.along(cross, [(states, before)], step)
 
 
-@_step
+@block_step
 def scan_line(do, x, g0, g1, g2, cross, r, h, states, before, now):
     """h[r, n] = x[r, n] + g0[r, n] p[n-1] + g1[r, n] p[n] + g2[r, n] p[n+1] for n < cross.
 
@@ -160,13 +160,13 @@ def scan_line(do, x, g0, g1, g2, cross, r, h, states, before, now):
     _scan_line(do, None, x, (g0, g1, g2), cross, r, h, states, before, now)
 
 
-@_step
+@block_step
 def scan_weighted_line(do, x, lam, g0, g1, g2, cross, r, h, states, before, now):
     """As `scan_line` with lam x in place of x."""
     _scan_line(do, lam, x, (g0, g1, g2), cross, r, h, states, before, now)
 
 
-@_step
+@block_step
 def adjoint_line(do, grad, g0, g1, g2, cross, r, e, states, after, now):
     """e[r, n] = grad[r, n] + what the next line sent here, for n < cross; keep what this line sends on.
 
@@ -185,8 +185,11 @@ def adjoint_line(do, grad, g0, g1, g2, cross, r, e, states, after, now):
     do.along(cross, [(states, do.at(after, j)) for j in range(3)], step)
 
 
-def _transpose(do, source, weights, r, c, target, load_masks, store_masks):
-    """Pair rows i and i + 4 four columns at a time, then interleave singles and pairs inside each half-vector."""
+def transposed_columns(do, source, weights, r, c, load_masks):
+    """The columns of eight rows, one of eight lanes each, in the order 0, 1, 2...: source[r : r + 8, c + j] for j < 8.
+
+    Rows i and i + 4 are paired four columns at a time, then singles and pairs interleave inside each half-vector.
+    """
     rows = [do.load(source, do.at(r, i), c, mask=load_masks[i]) for i in range(LANES)]
     if weights is not None:
         rows = [do.product(row, do.load(weights, do.at(r, i), c, mask=load_masks[i])) for i, row in enumerate(rows)]
@@ -196,39 +199,45 @@ def _transpose(do, source, weights, r, c, target, load_masks, store_masks):
         low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
         pairs = do.shuffle(a, b, low), do.shuffle(c_, d, low), do.shuffle(a, b, high), do.shuffle(c_, d, high)
         low, high = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
-        columns = [do.shuffle(p, q, lanes) for p, q in (pairs[:2], pairs[2:]) for lanes in (low, high)]
-        for j, column in enumerate(columns, start=half):
-            do.store(column, target, do.at(c, j), r, mask=store_masks[j])
+        for p, q in (pairs[:2], pairs[2:]):
+            for lanes in (low, high):
+                yield do.shuffle(p, q, lanes)
 
 
-def _tail_masks(do, rows, cols):
+def _transpose(do, source, weights, r, c, target, load_masks, store_masks):
+    for j, column in enumerate(transposed_columns(do, source, weights, r, c, load_masks)):
+        do.store(column, target, do.at(c, j), r, mask=store_masks[j])
+
+
+def tail_masks(do, rows, cols):
+    """For a block cut off at `rows` and `cols`: the masks that load its rows, and those that store its columns."""
     numbers = [ir.Constant(_INDEX, i) for i in range(LANES)]
     in_cols, in_rows = do.first(cols), do.first(rows)
     return [do.only_if(in_cols, i, rows) for i in numbers], [do.only_if(in_rows, j, cols) for j in numbers]
 
 
-@_step
+@block_step
 def _transpose_block(do, source, r, c, target):
     """target[c + j, r + i] = source[r + i, c + j] for i, j < 8."""
     _transpose(do, source, None, r, c, target, [None] * LANES, [None] * LANES)
 
 
-@_step
+@block_step
 def _transpose_tail(do, source, r, c, target, rows, cols):
     """As `_transpose_block` for i < rows and j < cols, at most 8 each."""
-    _transpose(do, source, None, r, c, target, *_tail_masks(do, rows, cols))
+    _transpose(do, source, None, r, c, target, *tail_masks(do, rows, cols))
 
 
-@_step
+@block_step
 def _transpose_product_block(do, source, weights, r, c, target):
     """target[c + j, r + i] = weights[r + i, c + j] source[r + i, c + j] for i, j < 8."""
     _transpose(do, source, weights, r, c, target, [None] * LANES, [None] * LANES)
 
 
-@_step
+@block_step
 def _transpose_product_tail(do, source, weights, r, c, target, rows, cols):
     """As `_transpose_product_block` for i < rows and j < cols, at most 8 each."""
-    _transpose(do, source, weights, r, c, target, *_tail_masks(do, rows, cols))
+    _transpose(do, source, weights, r, c, target, *tail_masks(do, rows, cols))
 
 
 @numba.njit(cache=True)

@@ -23,14 +23,19 @@ _jit = numba.njit(cache=True, fastmath={"contract"}, error_model="numpy")
 
 
 @_jit
-def _fill_missing(planes, value, width, horizontal):
-    """Set planes[j] to `value` where gate j's neighbour lies outside the map."""
+def _fill_missing(planes, value, shape, horizontal):
+    """Set planes[j] to `value` where gate j's neighbour lies outside the map; flat maps of `shape`, one or several."""
     first, last = planes[0], planes[2]
-    step = 1 if horizontal else width
-    start = last.size - width if horizontal else width - 1
-    for i in range(width if horizontal else first.size // width):
-        first[i * step] = value
-        last[start + i * step] = value
+    height, width = shape
+    if horizontal:
+        for start in range(0, first.size, height * width):
+            for i in range(start, start + width):
+                first[i] = value
+                last[i + (height - 1) * width] = value
+    else:
+        for i in range(0, first.size, width):
+            first[i] = value
+            last[i + width - 1] = value
 
 
 @_jit
@@ -40,8 +45,12 @@ def _copy(source, target):
 
 
 @_jit
-def _weigh(logits, weights, rule, width, horizontal, scratch):
-    """weights[j] = the weights of three flat planes of logits, 0 where gate j's neighbour lies outside the map."""
+def weigh(logits, weights, inverse, rule, shape, horizontal):
+    """Make the weights of flat logits, which are one plane of `shape` for each gate, or several one after the other.
+
+    weights[j] is 0 where gate j's neighbour lies outside the map; inverse is 1 / S, or left alone if the rule does not
+    divide by S.
+    """
     for j in range(3):
         source, target = logits[j], weights[j]
         if rule == _SIGMOID:
@@ -53,15 +62,17 @@ def _weigh(logits, weights, rule, width, horizontal, scratch):
         else:
             _copy(source, target)
     if rule == _SOFTMAX:
-        _fill_missing(weights, np.float32(-np.inf), width, horizontal)
+        _fill_missing(weights, np.float32(-np.inf), shape, horizontal)
         a, b, c = weights
-        for i in range(scratch.size):
-            scratch[i] = max(max(a[i], b[i]), c[i])
+        for i in range(inverse.size):
+            inverse[i] = max(max(a[i], b[i]), c[i])  # for now the largest, until 1 / S takes its place
         for j in range(3):
             target = weights[j]
             for i in range(target.size):
-                target[i] = exp32(target[i] - scratch[i])
-    _fill_missing(weights, _ZERO, width, horizontal)
+                target[i] = exp32(target[i] - inverse[i])
+    _fill_missing(weights, _ZERO, shape, horizontal)
+    if rule < _TANH:
+        _inverse_sum(weights, inverse, rule)
 
 
 @_jit
@@ -77,20 +88,31 @@ def _inverse_sum(weights, inverse, rule):
 
 
 @_jit
+def divide(weights, gates, inverse, rule):
+    """gates[j] = weights[j] / S, in other memory; a plain copy under a rule that does not divide."""
+    for j in range(3):
+        source, target = weights[j], gates[j]
+        if rule < _TANH:
+            for i in range(inverse.size):
+                target[i] = source[i] * inverse[i]
+        else:
+            _copy(source, target)
+
+
+@_jit
 def _three(planes, k, p):
     return planes[k, 0, p], planes[k, 1, p], planes[k, 2, p]
 
 
 @numba.njit(cache=True, fastmath={"contract"}, error_model="numpy", parallel=True)
-def _forward(logits, gates, rule, width, horizontal, scratch):
+def _forward(logits, gates, rule, shape, horizontal, scratch):
     """logits, gates (K, 3, planes, H W); scratch (threads, H W)."""
     count, _, planes = gates.shape[:3]
     for item in numba.prange(count * planes):
         k, p = item // planes, item % planes
         mine, inverse = _three(gates, k, p), scratch[numba.get_thread_id()]
-        _weigh(_three(logits, k, p), mine, rule, width, horizontal[k], inverse)
+        weigh(_three(logits, k, p), mine, inverse, rule, shape, horizontal[k])
         if rule < _TANH:
-            _inverse_sum(mine, inverse, rule)
             for j in range(3):
                 target = mine[j]
                 for i in range(inverse.size):
@@ -130,33 +152,43 @@ def _divided(source, weight, inverse, mean, rule):
             weight[i] = (source[i] - signed) * inverse[i]
 
 
-@numba.njit(cache=True, fastmath={"contract"}, error_model="numpy", parallel=True)
-def _backward(grad, logits, out, rule, width, horizontal, scratch):
-    """With w the weight and m the mean gradient of `_mean_gradient`: out_j =
+@_jit
+def logit_gradient(dy, weights, inverse, mean, rule, shape, horizontal):
+    """Put the gradients of three planes of logits in place of their weights, given those of the gates.
 
-    sigmoid (grad_j - m) w_j (1 - w_j) / S, softmax (grad_j - m) w_j / S, absolute (grad_j - m sign(w_j)) / S,
-    tanh grad_j (1 - w_j w_j), none grad_j; and 0 where the neighbour does not exist.
+    With w the weight and m the mean gradient of `_mean_gradient`: sigmoid (dy_j - m) w_j (1 - w_j) / S,
+    softmax (dy_j - m) w_j / S, absolute (dy_j - m sign(w_j)) / S, tanh dy_j (1 - w_j w_j), none dy_j; and 0 where the
+    neighbour does not exist.
     """
+    if rule < _TANH:
+        _mean_gradient(dy, weights, inverse, mean, rule)
+    for j in range(3):
+        source, weight = dy[j], weights[j]
+        if rule < _TANH:
+            _divided(source, weight, inverse, mean, rule)
+        elif rule == _TANH:
+            for i in range(mean.size):
+                weight[i] = source[i] * (_ONE - weight[i] * weight[i])
+        else:
+            _copy(source, weight)
+    if rule >= _ABSOLUTE:
+        _fill_missing(weights, _ZERO, shape, horizontal)
+
+
+@numba.njit(cache=True, fastmath={"contract"}, error_model="numpy", parallel=True)
+def _backward(grad, logits, out, rule, shape, horizontal, scratch):
+    """grad, logits, out (K, 3, planes, H W); scratch (threads, 2, H W)."""
     count, _, planes = out.shape[:3]
     for item in numba.prange(count * planes):
         k, p = item // planes, item % planes
-        mine, dy = _three(out, k, p), _three(grad, k, p)
-        inverse, mean = scratch[numba.get_thread_id(), 0], scratch[numba.get_thread_id(), 1]
-        _weigh(_three(logits, k, p), mine, rule, width, horizontal[k], inverse)
-        if rule < _TANH:
-            _inverse_sum(mine, inverse, rule)
-            _mean_gradient(dy, mine, inverse, mean, rule)
-        for j in range(3):
-            source, weight = dy[j], mine[j]
-            if rule < _TANH:
-                _divided(source, weight, inverse, mean, rule)
-            elif rule == _TANH:
-                for i in range(mean.size):
-                    weight[i] = source[i] * (_ONE - weight[i] * weight[i])
-            else:
-                _copy(source, weight)
-        if rule >= _ABSOLUTE:
-            _fill_missing(mine, _ZERO, width, horizontal[k])
+        mine, inverse, mean = _three(out, k, p), scratch[numba.get_thread_id(), 0], scratch[numba.get_thread_id(), 1]
+        weigh(_three(logits, k, p), mine, inverse, rule, shape, horizontal[k])
+        logit_gradient(_three(grad, k, p), mine, inverse, mean, rule, shape, horizontal[k])
+
+
+def rule_number(rule: str) -> int:
+    """What the kernels call a rule."""
+    return list(NORMALISATIONS).index(rule)
 
 
 def forward(settings: Normalisation, logits: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -187,7 +219,7 @@ def _planes(*tensors: torch.Tensor) -> list[np.ndarray]:
     return [t.detach().flatten(4).flatten(2, 3).numpy() for t in tensors]
 
 
-def _rules(settings: Normalisation, logits: torch.Tensor) -> tuple[int, int, np.ndarray]:
-    """The number of the rule, the width of the map, and which directions are horizontal."""
+def _rules(settings: Normalisation, logits: torch.Tensor) -> tuple[int, tuple[int, int], np.ndarray]:
+    """The number of the rule, the shape of the map, and which directions are horizontal."""
     horizontal = np.array([d in ("left_right", "right_left") for d in settings.directions])
-    return list(NORMALISATIONS).index(settings.rule), logits.shape[-1], horizontal
+    return rule_number(settings.rule), (logits.shape[-2], logits.shape[-1]), horizontal

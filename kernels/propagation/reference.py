@@ -1,4 +1,4 @@
-"""The definition of gate normalisation and line propagation, in plain PyTorch.
+"""The definition of gate normalisation, line propagation and the mixer made of them, in plain PyTorch.
 
 Any float dtype, any device, gradients by autograd. It is written to be read: each direction is carried into the scan
 frame (lines, cross), walked line by line with all cross positions at once, and carried back.
@@ -86,6 +86,32 @@ def propagate(
         h = _scan(to_scan_frame(source, direction), to_scan_frame(gates[k], direction), chunk)
         outputs.append(to_image_frame(h, direction))
     return torch.stack(outputs)
+
+
+def mix(
+    v: torch.Tensor,
+    logits: torch.Tensor,
+    lam: torch.Tensor | None,
+    u: torch.Tensor | None,
+    skip: torch.Tensor | None,
+    weight: torch.Tensor,
+    directions: tuple[str, ...],
+    chunk: int | None,
+    rule: str,
+) -> torch.Tensor:
+    """v (B, C, H, W), logits (K, 3, B, C or 1, H, W), lam, u, skip (K, B, C or 1, H, W) or None, weight (K,) -> y."""
+    h = propagate(v.unsqueeze(0), normalise_gates(logits, directions, rule), lam, directions, chunk)
+    return merge(v, h, u, skip, weight)
+
+
+def merge(
+    v: torch.Tensor, h: torch.Tensor, u: torch.Tensor | None, skip: torch.Tensor | None, weight: torch.Tensor
+) -> torch.Tensor:
+    """sum over k of weight[k] (u[k] h[k] + skip[k] v) for h (K, B, C, H, W); None is 1 for u and 0 for skip."""
+    mixed = h if u is None else u * h
+    if skip is not None:
+        mixed = mixed + skip * v
+    return torch.tensordot(weight, mixed, dims=1)
 
 
 def _scan(source: torch.Tensor, gates: torch.Tensor, chunk: int | None) -> torch.Tensor:

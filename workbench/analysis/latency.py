@@ -4,6 +4,8 @@ Nothing here is assumed: the copy bandwidth and the matrix rate are measured on 
 its method, spread and number of runs.
 """
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,7 +68,7 @@ def measure(
         work: dict[str, tuple[Callable[[], Any], float, float]] = {
             "mixing": (lambda: state.mix(state.value), *mixing_cost(state)),
             "layer": (lambda: mixer(inputs[layer]), *_layer_cost(mixer, inputs[layer], state)),
-            "model": (lambda: model(x), *_model_cost(model, x, inputs)),
+            "model": (lambda: model(x), *model_cost(model, x, inputs)),
         }
         rows = []
         for name, (run, least_bytes, flops) in work.items():
@@ -78,7 +80,7 @@ def measure(
     names = ("median", "p20", "p80", "n", "bytes", "flops", "floor")
     info = op.info | {
         "batch": 1, "device": device_name(model.device), "threads": torch.get_num_threads(), "direction": "forward",
-        "method": "triton.testing.do_bench" if model.device.type == "cuda" else "torch.utils.benchmark",
+        "method": timing_method(model.device),
     }  # fmt: skip
     return xr.Dataset(
         {name: (("part",), np.array(column)) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
@@ -88,24 +90,34 @@ def measure(
     )
 
 
-def time_runs(run: Callable[[], Any], device: torch.device, seconds: float) -> np.ndarray:
-    """Seconds of each timed run, after a warm-up, for at least `seconds` in all."""
+def time_runs(run: Callable[[], Any], device: torch.device, seconds: float, most: float | None = None) -> np.ndarray:
+    """Seconds of each timed run, after a warm-up, for at least `seconds` in all.
+
+    With `most`, runs on a CPU are repeated until their interquartile range is under a tenth of their median, for at
+    most about so many seconds; on a GPU, where runs hardly vary, for all of them.
+    """
     run()
     if device.type == "cuda":
         from triton.testing import do_bench
 
-        return np.array(do_bench(run, rep=int(seconds * 1000), return_mode="all")) / 1e3
+        return np.array(do_bench(run, rep=max(1, int((most or seconds) * 1000)), return_mode="all")) / 1e3
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
-    return np.array(timer.blocked_autorange(min_run_time=seconds).times)
+    if most is None:
+        return np.array(timer.blocked_autorange(min_run_time=seconds).times)
+    return np.array(timer.adaptive_autorange(min_run_time=seconds, max_run_time=most).times)
 
 
 @lru_cache(maxsize=8)
-def machine_rates(device: str) -> dict[str, float]:
-    """The device's measured copy bandwidth (bytes a second, read and written) and fp32 matrix rate (flops a second)."""
+def machine_rates(device: str, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """The device's measured copy bandwidth (bytes a second, read and written) and matrix rate (flops a second).
+
+    The copy is of float32 numbers, the matrices are of `dtype`.
+    """
     where = torch.device(device)
     source = torch.rand(2**24 if where.type == "cpu" else 2**28, device=where)
     target = torch.empty_like(source)
-    a = torch.rand(1024 if where.type == "cpu" else 8192, 1024 if where.type == "cpu" else 8192, device=where)
+    side = 1024 if where.type == "cpu" else 8192
+    a = torch.rand(side, side, device=where).to(dtype)
     b, c = torch.rand_like(a), torch.empty_like(a)
     copy = float(np.median(time_runs(lambda: target.copy_(source), where, 0.2)))
     product = float(np.median(time_runs(lambda: torch.mm(a, b, out=c), where, 0.2)))
@@ -117,6 +129,22 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"
+
+
+@lru_cache(maxsize=4)
+def products_run(dtype: str) -> bool:
+    """Whether this CPU survives matrix products of a dtype.
+
+    A virtual machine may announce instructions that it does not run, and PyTorch then ends the whole process at the
+    first product of bfloat16 matrices; so another process tries it, once.
+    """
+    attempt = f"import torch; a = torch.ones(256, 256, dtype=torch.{dtype}); a @ a"
+    return subprocess.run([sys.executable, "-c", attempt], capture_output=True, check=False).returncode == 0
+
+
+def timing_method(device: torch.device) -> str:
+    """What `time_runs` takes times with on a device."""
+    return "triton.testing.do_bench" if device.type == "cuda" else "torch.utils.benchmark"
 
 
 def mixing_cost(state: State) -> tuple[float, float]:
@@ -137,7 +165,7 @@ def _layer_cost(mixer: torch.nn.Module, x: torch.Tensor, state: State) -> tuple[
     return least, counted + _uncounted(state)
 
 
-def _model_cost(model: VisionModel, x: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
+def model_cost(model: VisionModel, x: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Weights, image and logits once; the operations of its convolutions and products, and of every mixing step."""
     flops, logits = _counted(lambda: model(x))
     flops += sum(_uncounted(mixer.freeze(inputs[name])) for name, (_, mixer) in model.blocks().items())

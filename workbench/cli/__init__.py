@@ -1,4 +1,4 @@
-"""The command line: `workbench serve | models | erf | kernels`."""
+"""The command line: `workbench serve | models | erf | latency | kernels`."""
 
 import json
 from dataclasses import asdict
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .erf import erf
+from .latency import latency
 
 app = typer.Typer(no_args_is_help=True, help="See which pixels a vision model lets talk to which.")
 
@@ -51,6 +52,7 @@ def models(pattern: Annotated[str, typer.Argument(help="Names to list, with * an
 
 
 app.command()(erf)
+app.command()(latency)
 
 
 @app.command()
