@@ -20,6 +20,8 @@ LANES = 8
 _INDEX = ir.IntType(64)
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
+_NUMBER = ir.IntType(32)
+_NUMBERS = ir.VectorType(_NUMBER, LANES)
 _ALIGNMENT = ir.Constant(ir.IntType(32), 4)
 
 
@@ -35,10 +37,14 @@ class _Block:
 
     def first(self, count):
         """The mask of the first `count` lanes."""
-        number = ir.VectorType(_INDEX, LANES)
-        one = self.builder.insert_element(ir.Constant(number, None), count, ir.Constant(ir.IntType(32), 0))
-        every = self.builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
-        return self.builder.icmp_signed("<", ir.Constant(number, list(range(LANES))), every)
+        return self.builder.icmp_signed("<", ir.Constant(_NUMBERS, list(range(LANES))), self.every(count))
+
+    def every(self, index):
+        """Eight copies of an index, as 32 bits each: as 64 they would take a register of 64 bytes, which slows others."""
+        one = self.builder.insert_element(
+            ir.Constant(_NUMBERS, None), self.builder.trunc(index, _NUMBER), ir.Constant(_NUMBER, 0)
+        )
+        return self.builder.shuffle_vector(one, one, ir.Constant(_NUMBERS, [0] * LANES))
 
     def only_if(self, mask, index, limit):
         """`mask` where index < limit, otherwise no lane."""

@@ -14,7 +14,7 @@ from .reference import SMALLEST_SUM
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _BITS = ir.VectorType(ir.IntType(32), LANES)
 _INDEX = ir.IntType(64)
-_NUMBERS = ir.VectorType(_INDEX, LANES)
+_NUMBERS = ir.VectorType(ir.IntType(32), LANES)
 
 #: exp is a normal float32 from the lowest on, and its cube does not overflow at the highest.
 _LOWEST, _HIGHEST = -87.33654, 34.0
@@ -47,15 +47,9 @@ def _one_plus_exp_of_minus(do, x):
 
 def _ends(do, n, cross):
     """Which lanes of the block at n are the first position of a line of `cross`, and which the last."""
-    b = do.builder
-
-    def every(value):
-        one = b.insert_element(ir.Constant(_NUMBERS, None), value, ir.Constant(ir.IntType(32), 0))
-        return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
-
-    lanes = ir.Constant(_NUMBERS, list(range(LANES)))
-    first = b.icmp_signed("==", lanes, every(b.sub(ir.Constant(_INDEX, 0), n)))
-    last = b.icmp_signed("==", lanes, every(b.sub(b.sub(cross, ir.Constant(_INDEX, 1)), n)))
+    b, lanes = do.builder, ir.Constant(_NUMBERS, list(range(LANES)))
+    first = b.icmp_signed("==", lanes, do.every(b.sub(ir.Constant(_INDEX, 0), n)))
+    last = b.icmp_signed("==", lanes, do.every(b.sub(b.sub(cross, ir.Constant(_INDEX, 1)), n)))
     return first, last
 
 
