@@ -1,4 +1,4 @@
-"""Eight float32 lanes at a time on the CPU: the inner steps of the scan as numba intrinsics.
+"""Vectors of float32 lanes on the CPU: the inner steps of the scan, eight lanes at a time, as numba intrinsics.
 
 numba's own loop vectoriser checks every pair of arrays for overlap at each line and leaves up to 31 cross positions to
 a scalar remainder, which costs more than the arithmetic on maps 7 to 64 wide. Here a step loads all operands of eight
@@ -18,60 +18,71 @@ from numba.extending import intrinsic
 
 LANES = 8
 _INDEX = ir.IntType(64)
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_MASK = ir.VectorType(ir.IntType(1), LANES)
 _NUMBER = ir.IntType(32)
-_NUMBERS = ir.VectorType(_NUMBER, LANES)
-_ALIGNMENT = ir.Constant(ir.IntType(32), 4)
+_ALIGNMENT = ir.Constant(_NUMBER, 4)
 
 
 class _Block:
-    """Code generation for eight lanes at array[row, col + plus], columns contiguous; `mask` None means all lanes."""
+    """Code generation for 8 or 16 lanes at array[row, col + plus], columns contiguous; `mask` None means all lanes."""
 
-    def __init__(self, context, builder, kinds, args):
-        self.builder = builder
+    def __init__(self, context, builder, kinds, args, lanes):
+        self.builder, self.lanes = builder, lanes
+        self.vector, self.mask, self.numbers = (
+            ir.VectorType(kind, lanes) for kind in (ir.FloatType(), ir.IntType(1), _NUMBER)
+        )
         self.args = [
             context.make_array(kind)(context, builder, arg) if isinstance(kind, types.Array) else arg
             for kind, arg in zip(kinds, args, strict=True)
         ]
 
+    def fixed(self, number):
+        """The same number in all lanes."""
+        return ir.Constant(self.vector, [number] * self.lanes)
+
     def first(self, count):
         """The mask of the first `count` lanes."""
-        return self.builder.icmp_signed("<", ir.Constant(_NUMBERS, list(range(LANES))), self.every(count))
+        return self.builder.icmp_signed("<", ir.Constant(self.numbers, list(range(self.lanes))), self.every(count))
 
     def every(self, index):
-        """Eight copies of an index, as 32 bits each: as 64 they would take a register of 64 bytes, which slows others."""
-        one = self.builder.insert_element(
-            ir.Constant(_NUMBERS, None), self.builder.trunc(index, _NUMBER), ir.Constant(_NUMBER, 0)
-        )
-        return self.builder.shuffle_vector(one, one, ir.Constant(_NUMBERS, [0] * LANES))
+        """Copies of an index, as 32 bits each: eight of 64 would take a register of 64 bytes, which slows others."""
+        return self._copies(self.builder.trunc(index, _NUMBER), self.numbers)
+
+    def splat(self, number):
+        """Copies of a float32."""
+        return self._copies(number, self.vector)
+
+    def _copies(self, value, kind):
+        one = self.builder.insert_element(ir.Constant(kind, None), value, ir.Constant(_NUMBER, 0))
+        return self.builder.shuffle_vector(one, one, ir.Constant(self.numbers, [0] * self.lanes))
 
     def only_if(self, mask, index, limit):
         """`mask` where index < limit, otherwise no lane."""
-        return self.builder.select(self.builder.icmp_signed("<", index, limit), mask, ir.Constant(_MASK, [0] * LANES))
+        none = ir.Constant(self.mask, [0] * self.lanes)
+        return self.builder.select(self.builder.icmp_signed("<", index, limit), mask, none)
 
     def at(self, index, plus):
         return self.builder.add(index, ir.Constant(_INDEX, plus))
 
-    def _pointer(self, array, row, col, plus):
+    def pointer(self, array, row, col, plus=0, size=4, kind=None):
+        """Where array[row, col + plus] lies, for numbers of `size` bytes."""
         b = self.builder
         row_bytes = cgutils.unpack_tuple(b, array.strides)[0]
-        offset = b.add(b.mul(row, row_bytes), b.mul(self.at(col, plus), ir.Constant(_INDEX, 4)))
-        return b.inttoptr(b.add(b.ptrtoint(array.data, _INDEX), offset), _VECTOR.as_pointer())
+        offset = b.add(b.mul(row, row_bytes), b.mul(self.at(col, plus), ir.Constant(_INDEX, size)))
+        return b.inttoptr(b.add(b.ptrtoint(array.data, _INDEX), offset), (kind or self.vector).as_pointer())
 
     def _masked(self, name, result, arguments):
         kind = ir.FunctionType(result, [a.type for a in arguments])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.masked.{name}.v{LANES}f32.p0")
-        return self.builder.call(function, arguments)
+        name = f"llvm.masked.{name}.v{self.lanes}f32.p0"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
 
     def load(self, array, row, col, plus=0, mask=None):
-        pointer = self._pointer(array, row, col, plus)
+        pointer = self.pointer(array, row, col, plus)
         if mask is None:
             return self.builder.load(pointer, align=4)
-        return self._masked("load", _VECTOR, [pointer, _ALIGNMENT, mask, ir.Constant(_VECTOR, [0.0] * LANES)])
+        return self._masked("load", self.vector, [pointer, _ALIGNMENT, mask, self.fixed(0.0)])
 
     def store(self, value, array, row, col, plus=0, mask=None):
-        pointer = self._pointer(array, row, col, plus)
+        pointer = self.pointer(array, row, col, plus)
         if mask is None:
             self.builder.store(value, pointer, align=4)
         else:
@@ -87,15 +98,15 @@ class _Block:
         return self.builder.fadd(a, b, flags=("contract",))
 
     def shuffle(self, a, b, lanes):
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), lanes))
+        return self.builder.shuffle_vector(a, b, ir.Constant(self.numbers, list(lanes)))
 
     def before(self, left, here):
-        """The eight positions one before `here`, given the block to its left."""
-        return self.shuffle(left, here, list(range(LANES - 1, 2 * LANES - 1)))
+        """The positions one before `here`, given the block to its left."""
+        return self.shuffle(left, here, range(self.lanes - 1, 2 * self.lanes - 1))
 
     def after(self, here, right):
-        """The eight positions one after `here`, given the block to its right."""
-        return self.shuffle(here, right, list(range(1, LANES + 1)))
+        """The positions one after `here`, given the block to its right."""
+        return self.shuffle(here, right, range(1, self.lanes + 1))
 
     def along(self, cross, rows, step):
         """Call step(n, windows, mask) for each block of a line, then for the masked tail if the line has one.
@@ -104,9 +115,9 @@ class _Block:
         loaded once, exactly as it was stored.
         """
         b = self.builder
-        rolling = [[cgutils.alloca_once(b, _VECTOR) for _ in range(2)] for _ in rows]
+        rolling = [[cgutils.alloca_once(b, self.vector) for _ in range(2)] for _ in rows]
         for (array, row), (left, here) in zip(rows, rolling, strict=True):
-            b.store(ir.Constant(_VECTOR, [0.0] * LANES), left)
+            b.store(self.fixed(0.0), left)
             b.store(self.load(array, row, ir.Constant(_INDEX, LANES)), here)
 
         def block(n, mask):
@@ -125,13 +136,13 @@ class _Block:
             block(whole, self.first(b.sub(cross, whole)))
 
 
-def block_step(generate: Callable[..., None]):
+def block_step(generate: Callable[..., None], lanes: int = LANES):
     """Turn `generate(block, *arguments)` into a numba intrinsic over 2-D float32 arrays and indices."""
 
     def typing(typingctx, *args):
         def codegen(context, builder, signature, packed):
             kinds = signature.args[0].types
-            block = _Block(context, builder, kinds, cgutils.unpack_tuple(builder, packed[0], len(kinds)))
+            block = _Block(context, builder, kinds, cgutils.unpack_tuple(builder, packed[0], len(kinds)), lanes)
             generate(block, *block.args)
             return context.get_dummy_value()
 

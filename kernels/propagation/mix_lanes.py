@@ -11,10 +11,7 @@ import numba
 from .lanes import LANES, block_step, tail_masks, transposed_columns
 from .reference import SMALLEST_SUM
 
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_BITS = ir.VectorType(ir.IntType(32), LANES)
 _INDEX = ir.IntType(64)
-_NUMBERS = ir.VectorType(ir.IntType(32), LANES)
 
 #: exp is a normal float32 from the lowest on, and its cube does not overflow at the highest.
 _LOWEST, _HIGHEST = -87.33654, 34.0
@@ -23,31 +20,27 @@ _ROUND, _LOG2_E, _LN2_HIGH, _LN2_LOW = 12582912.0 + 127, 1.44269504, 0.693359375
 _EXP = (1.98756915e-4, 1.39819995e-3, 8.33345191e-3, 4.16657959e-2, 1.66666655e-1, 5.00000012e-1)
 
 
-def _fixed(number):
-    return ir.Constant(_VECTOR, [number] * LANES)
-
-
-def _one_plus_exp_of_minus(do, x):
+def one_plus_exp_of_minus(do, x):
     """1 + exp(-x) for x of at least -34; NaN stays NaN."""
-    b = do.builder
-    x = b.fsub(_fixed(0.0), x)
-    for limit, beyond in ((_fixed(_LOWEST), "<"), (_fixed(_HIGHEST), ">")):
+    b, fixed = do.builder, do.fixed
+    x = b.fsub(fixed(0.0), x)
+    for limit, beyond in ((fixed(_LOWEST), "<"), (fixed(_HIGHEST), ">")):
         x = b.select(b.fcmp_ordered(beyond, x, limit), limit, x)
     # Adding 1.5 * 2**23 leaves the nearest whole number in the low bits; 127 more is the exponent's bias.
-    shifted = do.plus_product(_fixed(_ROUND), x, _fixed(_LOG2_E))
-    n = b.fsub(shifted, _fixed(_ROUND))
-    r = do.plus_product(do.plus_product(x, n, _fixed(-_LN2_HIGH)), n, _fixed(-_LN2_LOW))
-    poly = _fixed(_EXP[0])
+    shifted = do.plus_product(fixed(_ROUND), x, fixed(_LOG2_E))
+    n = b.fsub(shifted, fixed(_ROUND))
+    r = do.plus_product(do.plus_product(x, n, fixed(-_LN2_HIGH)), n, fixed(-_LN2_LOW))
+    poly = fixed(_EXP[0])
     for coefficient in _EXP[1:]:
-        poly = do.plus_product(_fixed(coefficient), poly, r)
-    poly = do.plus_product(do.add(r, _fixed(1.0)), poly, do.product(r, r))
-    two_to_n = b.bitcast(b.shl(b.bitcast(shifted, _BITS), ir.Constant(_BITS, [23] * LANES)), _VECTOR)
-    return do.plus_product(_fixed(1.0), poly, two_to_n)
+        poly = do.plus_product(fixed(coefficient), poly, r)
+    poly = do.plus_product(do.add(r, fixed(1.0)), poly, do.product(r, r))
+    two_to_n = b.bitcast(b.shl(b.bitcast(shifted, do.numbers), ir.Constant(do.numbers, [23] * do.lanes)), do.vector)
+    return do.plus_product(fixed(1.0), poly, two_to_n)
 
 
 def _ends(do, n, cross):
     """Which lanes of the block at n are the first position of a line of `cross`, and which the last."""
-    b, lanes = do.builder, ir.Constant(_NUMBERS, list(range(LANES)))
+    b, lanes = do.builder, ir.Constant(do.numbers, list(range(do.lanes)))
     first = b.icmp_signed("==", lanes, do.every(b.sub(ir.Constant(_INDEX, 0), n)))
     last = b.icmp_signed("==", lanes, do.every(b.sub(b.sub(cross, ir.Constant(_INDEX, 1)), n)))
     return first, last
@@ -55,11 +48,11 @@ def _ends(do, n, cross):
 
 def _gates(do, logits, first, last):
     """The gates of three vectors of logits."""
-    b, one, zero = do.builder, _fixed(1.0), _fixed(0.0)
-    d0, d1, d2 = (_one_plus_exp_of_minus(do, logit) for logit in logits)
+    b, one, zero = do.builder, do.fixed(1.0), do.fixed(0.0)
+    d0, d1, d2 = (one_plus_exp_of_minus(do, logit) for logit in logits)
     d0, d2 = b.select(first, one, d0), b.select(last, one, d2)
     n0, n1, n2 = do.product(d1, d2), do.product(d0, d2), do.product(d0, d1)
-    least = do.product(do.product(_fixed(SMALLEST_SUM), d0), n0)
+    least = do.product(do.product(do.fixed(SMALLEST_SUM), d0), n0)
     n0, n2 = b.select(first, zero, n0), b.select(last, zero, n2)
     total = do.add(do.add(n0, n1), n2)
     total = b.select(b.fcmp_ordered("<", total, least), least, total)
@@ -88,12 +81,9 @@ def _line(do, v, lam, logits, cross, r, states, before, now, keep):
 
 def _add_merged(do, value, source, u, skip, weight, out, r, n, mask):
     """out[r, n] += weight (u[r, n] value + skip[r, n] source), eight lanes."""
-    b = do.builder
-    one = b.insert_element(ir.Constant(_VECTOR, None), weight, ir.Constant(ir.IntType(32), 0))
-    weights = b.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
     mixed = do.product(do.load(u, r, n, mask=mask), value)
     mixed = do.plus_product(mixed, do.load(skip, r, n, mask=mask), source)
-    do.store(do.plus_product(do.load(out, r, n, mask=mask), weights, mixed), out, r, n, mask=mask)
+    do.store(do.plus_product(do.load(out, r, n, mask=mask), do.splat(weight), mixed), out, r, n, mask=mask)
 
 
 def _merging(do, u, skip, weight, out, r):
