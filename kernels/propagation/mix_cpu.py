@@ -18,7 +18,7 @@ import torch
 
 from kernels.backends import CPU_LOCK
 
-from . import Mix, Scan
+from . import Mix, Scan, mix_apart
 from .cpu import (
     STRIP,
     adjoint_columns,
@@ -36,9 +36,6 @@ from .cpu import (
 from .lanes import transpose_into, transpose_product_into
 from .mix_lanes import first_line, gated_line, merge_columns, mix_first_line, mix_line
 from .normalise_cpu import divide, logit_gradient, rule_number, weigh
-
-#: Positions that the element-wise passes of the backward take at once, in as many small planes: 13 fit level 2 caches.
-_BLOCK = 2048
 
 _SIGMOID = rule_number("sigmoid")
 _jit = numba.njit(cache=True, fastmath={"contract"})
@@ -93,9 +90,9 @@ def _shared(maps, k, b, c):
 
 
 @_jit
-def _gates(logits, k, b, c, n, planes, rule, horizontal):
-    """Weights in planes[0:3], 1 / S in planes[3], gates in planes[4:7], for n planes of logits of one direction."""
-    l0, l1, l2 = logits[k, 0, b, c : c + n], logits[k, 1, b, c : c + n], logits[k, 2, b, c : c + n]
+def _gates(logits, k, b, c, planes, rule, horizontal):
+    """Weights in planes[0:3], 1 / S in planes[3], gates in planes[4:7], for one plane of logits of one direction."""
+    l0, l1, l2 = logits[k, 0, b, c], logits[k, 1, b, c], logits[k, 2, b, c]
     weights, gates = (planes[0], planes[1], planes[2]), (planes[4], planes[5], planes[6])
     shape = (logits.shape[4], logits.shape[5])
     weigh((l0.reshape(-1), l1.reshape(-1), l2.reshape(-1)), weights, planes[3], rule, shape, horizontal)
@@ -124,7 +121,7 @@ def _forward(v, logits, lam, u, skip, weight, out, rule, parts, horizontal, reve
         for k in range(count):
             fused = rule == _SIGMOID and groups == channels
             if not fused and groups == 1:
-                _gates(logits, k, b, 0, 1, planes[thread], rule, horizontal[k])
+                _gates(logits, k, b, 0, planes[thread], rule, horizontal[k])
             for c in range(begin, end):
                 vc, to, lk = v[b, c], out[b, c], _shared(lam, k, b, c)
                 uk, sk = _shared(u, k, b, c), _shared(skip, k, b, c)
@@ -138,7 +135,7 @@ def _forward(v, logits, lam, u, skip, weight, out, rule, parts, horizontal, reve
                         _mix_lines(vc, l0, l1, l2, lk, uk, sk, weight[k], to, state, reverse[k], chunk)
                 else:
                     if groups > 1:
-                        _gates(logits, k, b, c, 1, planes[thread], rule, horizontal[k])
+                        _gates(logits, k, b, c, planes[thread], rule, horizontal[k])
                     mine = planes[thread].reshape((8, height, width))
                     h = mine[7]
                     _scan_plane(vc, mine[4], mine[5], mine[6], lk, h, strips[thread], column_states[thread],
@@ -186,17 +183,9 @@ def _weight_gradient(dy, u, h, skip, v):
 
 
 @_jit
-def _several(maps, k, b, c, n):
-    """As `_shared` for the n channels from c, (n, H, W); n is 1 where channels share the map."""
-    c = min(c, maps.shape[2] - 1)
-    return maps[min(k, maps.shape[0] - 1), min(b, maps.shape[1] - 1), c : c + n]
-
-
-@_jit
-def _target(gradient, part, k, b, c, n):
-    """Where the gradient of a map goes, flat, for the n channels from c; one part for each block if they share it."""
-    c = min(c, gradient.shape[3] - 1)
-    return gradient[min(part, gradient.shape[0] - 1), k, b, c : c + n].reshape(-1)
+def _target(gradient, part, k, b, c):
+    """Where the gradient of a map goes, flat; one part for each block of channels if they share it."""
+    return gradient[min(part, gradient.shape[0] - 1), k, b, min(c, gradient.shape[3] - 1)].reshape(-1)
 
 
 @_jit
@@ -210,78 +199,64 @@ def _adjoint_plane(dh, g0, g1, g2, e, strips, column_states, row_states, horizon
 
 @_jit
 def _gate_gradients(targets, e, h, horizontal, reverse, chunk, add):
-    """targets[j] (+)= E times the neighbour of gate j, for n planes (n, H, W); E becomes 0 where chunks start."""
-    count, height, width = e.shape
-    rows, back = (count * height, width), 1 if reverse else -1
-    for i in range(count):
-        clear_chunk_starts(e[i], horizontal, reverse, chunk)
+    """targets[j] (+)= E times the neighbour of gate j; E becomes 0 where chunks start."""
+    clear_chunk_starts(e, horizontal, reverse, chunk)
+    back = 1 if reverse else -1
     for j in range(3):
         down, right = (j - 1, back) if horizontal else (back, j - 1)
-        shifted_product(targets[j].reshape(rows), e.reshape(rows), h.reshape(rows), down, right, add)
-        if down != 0 and count > 1:  # in one run over all planes, which also multiplied across their ends
-            for i in range(count):
-                targets[j, i, 0 if down < 0 else height - 1] = 0
+        shifted_product(targets[j], e, h, down, right, add)
 
 
 @_jit
-def _logit_gradients(dlogits, part, k, b, c, n, planes, rule, horizontal):
-    """Finish the logits' gradients of n planes of one direction, given those of their gates in planes[10:13]."""
+def _logit_gradients(dlogits, part, k, b, c, planes, rule, horizontal):
+    """Finish the logits' gradients of a plane of one direction, given those of their gates in planes[10:13]."""
     weights, shape = (planes[0], planes[1], planes[2]), (dlogits.shape[5], dlogits.shape[6])
     dy, mean = (planes[10], planes[11], planes[12]), planes[8]
     logit_gradient(dy, weights, planes[3], mean, rule, shape, horizontal)
     for j in range(3):
-        dlogits[part, k, j, b, c : c + n].reshape(-1)[:] = weights[j]
+        dlogits[part, k, j, b, c].reshape(-1)[:] = weights[j]
 
 
 @numba.njit(cache=True, fastmath={"contract"}, parallel=True)
-def _backward(grad, v, logits, lam, u, skip, weight, dv, dlogits, dlam, du, dskip, dweight, needs, rule, parts, step,
+def _backward(grad, v, logits, lam, u, skip, weight, dv, dlogits, dlam, du, dskip, dweight, needs, rule, parts,
               horizontal, reverse, chunk, strips, column_states, row_states, planes):  # fmt: skip
-    """A work item is an image and a block of channels, walked `step` at a time, which is 1 if they share anything.
-
-    Gradients shared by channels are summed block by block.
-    """
-    batch, channels, height, width = v.shape
-    count, shares = logits.shape[0], logits.shape[3] < channels
+    """A work item is an image and a block of channels; gradients shared by channels are summed block by block."""
+    batch, channels = v.shape[:2]
+    count, groups = logits.shape[0], logits.shape[3]
     for item in numba.prange(batch * parts):
         b, part, thread = item // parts, item % parts, numba.get_thread_id()
         begin, end = part * channels // parts, (part + 1) * channels // parts
         strip, columns, rows = strips[thread], column_states[thread], row_states[thread]
+        flat = planes[thread]
+        maps = flat.reshape((13, *v.shape[2:]))
+        g0, g1, g2, h, dh, e = maps[4], maps[5], maps[6], maps[7], maps[8], maps[9]
         for k in range(count):
             across, back, w = horizontal[k], reverse[k], weight[k]
-            for c in range(begin, end, step):
-                n, later = min(step, end - c), c > begin
-                mine = planes[thread, : 13 * n * height * width].reshape((13, n * height * width))
-                maps = mine.reshape((13, n, height, width))
-                if not shares or not later:
-                    _gates(logits, k, b, min(c, logits.shape[3] - 1), n, mine, rule, across)
-                vc, dy, lk = v[b, c : c + n], grad[b, c : c + n], _several(lam, k, b, c, n)
-                uk, sk = _several(u, k, b, c, n), _several(skip, k, b, c, n)
-                h, dh, e, flat_dy = maps[7], maps[8], maps[9], dy.reshape(-1)
-                _scaled_product(mine[8], uk.reshape(-1), flat_dy, w, False)
-                for i in range(n):
-                    g0, g1, g2 = maps[4, i], maps[5, i], maps[6, i]
-                    _scan_plane(vc[i], g0, g1, g2, lk[i], h[i], strip, columns, rows, across, back, chunk)
-                    _adjoint_plane(dh[i], g0, g1, g2, e[i], strip, columns, rows, across, back, chunk)
+            for c in range(begin, end):
+                later, group = c > begin, min(c, groups - 1)
+                if groups == channels or not later:
+                    _gates(logits, k, b, group, flat, rule, across)
+                vc, dy, lk = v[b, c], grad[b, c], _shared(lam, k, b, c)
+                uk, sk, flat_dy = _shared(u, k, b, c), _shared(skip, k, b, c), dy.reshape(-1)
+                _scaled_product(flat[8], uk.reshape(-1), flat_dy, w, False)
+                _scan_plane(vc, g0, g1, g2, lk, h, strip, columns, rows, across, back, chunk)
+                _adjoint_plane(dh, g0, g1, g2, e, strip, columns, rows, across, back, chunk)
                 if needs[0]:
-                    target = dv[b, c : c + n].reshape(-1)
-                    _value_gradient(target, lk.reshape(-1), mine[9], sk.reshape(-1), flat_dy, w, k > 0)
+                    _value_gradient(dv[b, c].reshape(-1), lk.reshape(-1), flat[9], sk.reshape(-1), flat_dy, w, k > 0)
                 if needs[2]:
-                    add = later and dlam.shape[3] < channels
-                    product(_target(dlam, part, k, b, c, n), vc.reshape(-1), mine[9], add)
+                    product(_target(dlam, part, k, b, c), vc.reshape(-1), flat[9], later and dlam.shape[3] < channels)
                 if needs[3]:
                     add = later and du.shape[3] < channels
-                    _scaled_product(_target(du, part, k, b, c, n), flat_dy, mine[7], w, add)
+                    _scaled_product(_target(du, part, k, b, c), flat_dy, flat[7], w, add)
                 if needs[4]:
                     add = later and dskip.shape[3] < channels
-                    _scaled_product(_target(dskip, part, k, b, c, n), flat_dy, vc.reshape(-1), w, add)
+                    _scaled_product(_target(dskip, part, k, b, c), flat_dy, vc.reshape(-1), w, add)
                 if needs[5]:
-                    for i in range(n):
-                        dweight[item, k] += _weight_gradient(dy[i], uk[i], h[i], sk[i], vc[i])
+                    dweight[item, k] += _weight_gradient(dy, uk, h, sk, vc)
                 if needs[1]:
-                    _gate_gradients(maps[10:13], e, h, across, back, chunk, shares and later)
-                    if not shares or c + n == end:
-                        group = min(c, logits.shape[3] - 1)
-                        _logit_gradients(dlogits, min(part, dlogits.shape[0] - 1), k, b, group, n, mine, rule, across)
+                    _gate_gradients(maps[10:13], e, h, across, back, chunk, later and groups < channels)
+                    if groups == channels or c + 1 == end:
+                        _logit_gradients(dlogits, min(part, dlogits.shape[0] - 1), k, b, group, flat, rule, across)
 
 
 def forward(
@@ -300,13 +275,17 @@ def forward(
     out = torch.empty_like(v)
     with CPU_LOCK:
         threads = numba.get_num_threads()
-        parts = _parts(v, logits.shape[3] < channels, threads)
-        fused = settings.rule == "sigmoid" and logits.shape[3] == channels
-        planes = torch.empty((threads, 8, 1 if fused else height * width))
-        _forward(
-            *arrays(v, logits, *_filled(v, lam, u, skip), weight, out), rule_number(settings.rule), parts,
-            *_scan(settings), *arrays(*scratch_lines(threads, height, width), planes),
-        )  # fmt: skip
+        apart = mix_apart.takes(settings, v, (logits, lam, u, skip))
+        if apart and mix_apart.is_narrow(v):
+            mix_apart.forward(settings, out, (v, logits, lam, u, skip, weight), threads)
+        else:
+            parts = _parts(v, logits.shape[3] < channels, threads)
+            fused = settings.rule == "sigmoid" and logits.shape[3] == channels
+            planes = torch.empty((threads, 8, 1 if fused else height * width))
+            _forward(
+                *arrays(v, logits, *_filled(v, lam, u, skip), weight, out), rule_number(settings.rule), parts,
+                *_scan(settings), *arrays(*scratch_lines(threads, height, width), planes),
+            )  # fmt: skip
     return out, (v, logits, lam, u, skip, weight)
 
 
@@ -320,19 +299,20 @@ def backward(
     wanted = [need and t is not None for need, t in zip(needs[1:5], maps, strict=True)]
     with CPU_LOCK:
         threads = numba.get_num_threads()
-        shares = any(t is None or t.shape[-3] < channels for t in maps)
-        step = 1 if shares else min(-(-_BLOCK // (height * width)), -(-batch * channels // threads), channels)
-        parts = _parts(v, shares, threads) if shares else -(-channels // step)
+        if mix_apart.takes(settings, v, maps):
+            found = mix_apart.backward(settings, grad.contiguous(), saved, threads)
+            return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+        parts = _parts(v, any(t is None or t.shape[-3] < channels for t in maps), threads)
         dv = torch.empty_like(v) if needs[0] else torch.empty((1,) * 4)
         found = [
             torch.empty((parts if t.shape[-3] < channels else 1, *t.shape) if w else (1,) * (7 if t is logits else 6))
             for w, t in zip(wanted, maps, strict=True)
         ]
         dweight = torch.zeros((batch * parts, len(weight)), dtype=torch.float64)
-        planes = torch.empty((threads, 13 * step * height * width))
+        planes = torch.empty((threads, 13, height * width))
         _backward(
             *arrays(grad.contiguous(), v, logits, *_filled(v, lam, u, skip), weight, dv, *found, dweight),
-            np.array([needs[0], *wanted, needs[5]]), rule_number(settings.rule), parts, step, *_scan(settings),
+            np.array([needs[0], *wanted, needs[5]]), rule_number(settings.rule), parts, *_scan(settings),
             *arrays(*scratch_lines(threads, height, width), planes),
         )  # fmt: skip
     return (

@@ -9,7 +9,7 @@ import torch
 from kernels.backends import BackendUnavailable
 from kernels.propagation import DIRECTIONS, NORMALISATIONS, mix, normalise_gates, propagate
 
-SIZES = [(5, 7), (1, 6), (6, 1), (8, 8), (14, 14), (9, 17), (1, 1), (3, 41)]
+SIZES = [(5, 7), (1, 6), (6, 1), (8, 8), (14, 14), (2, 16), (16, 9), (9, 17), (1, 1), (3, 41)]
 NAMES = ("v", "logits", "lam", "u", "skip", "weight")
 
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
@@ -81,8 +81,9 @@ def test_directions_may_be_few_and_repeat(directions, agree):
 
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("batch", [1, 3])
-def test_many_small_planes_are_taken_together_and_agree(batch, agree):
-    compare(agree, drawn((7, 7), batch=batch, channels=61, groups=61, lam=61, u=61, skip=61))
+@pytest.mark.parametrize("size", [(7, 7), (11, 13)], ids=str)
+def test_many_small_planes_are_taken_together_and_agree(batch, size, agree):
+    compare(agree, drawn(size, batch=batch, channels=61, groups=61, lam=61, u=61, skip=61), chunk=6)
 
 
 @pytest.mark.usefixtures("poison")
