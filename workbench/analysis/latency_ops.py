@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from kernels.attention import Pattern, attend, axial, neighborhood, swin
-from kernels.propagation import DIRECTIONS, normalise_gates
+from kernels.propagation import DIRECTIONS, mix
 from workbench.models import load_model
 from workbench.models.base import VisionModel
 from workbench.models.gspn import LOCAL_CHUNK
-from workbench.models.states import PropagationState
 
 from .latency import model_cost
 
@@ -83,9 +82,7 @@ def _propagation_inputs(shape: Shape) -> list[tuple[int, ...]]:
 
 def _propagation(chunk: int | None, about: str) -> Operator:
     def run(v: torch.Tensor, logits: torch.Tensor, *maps: torch.Tensor) -> torch.Tensor:
-        lam, u, skip, weight = maps
-        gates = normalise_gates(logits)
-        return PropagationState(v, gates, lam, u, skip, weight, merge="aligned", chunk=chunk).mix(v)
+        return mix(v, logits, *maps, chunk=chunk)
 
     return Operator(about, _propagation_inputs, run, lambda s: (12.0 + NORMALISING) * len(DIRECTIONS) * s.values)
 

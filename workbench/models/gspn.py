@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from kernels.propagation import DIRECTIONS, normalise_gates
+from kernels.propagation import DIRECTIONS, mix, normalise_gates
 
 from .base import Mixer, VisionModel
 from .checks import check_choice, check_stages, check_whole
@@ -50,23 +50,37 @@ class Scanning(Mixer):
         self.d_conv = nn.Conv2d(d_state, 4 * channels, 1, bias=False)
         self.m_conv = nn.Conv2d(4, 1, 1, bias=False)
 
-    def frozen(self, value: torch.Tensor, p: torch.Tensor) -> PropagationState:
-        """The state for what is mixed, (B, channels, H, W), and p, (B, d_state, H, W)."""
+    def predicted(self, p: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The maps of the scan from p, (B, d_state, H, W): gate logits, lambda, u, D; and the directions' weights."""
         # Stored gate by gate and used direction by direction: reordering the small weight spares copying the large map.
         gate_weight = self.w_conv_up.weight.flatten(1).unflatten(0, (3, 4, -1)).transpose(0, 1)
+        maps = (predict(by_direction(conv), p) for conv in (self.l_conv_up, self.u_conv_up, self.d_conv))
+        return predict(gate_weight, p), *maps, self.m_conv.weight.flatten()
+
+    def frozen(self, value: torch.Tensor, p: torch.Tensor) -> PropagationState:
+        """The state for what is mixed, (B, channels, H, W), and p, (B, d_state, H, W)."""
+        logits, lam, u, skip, weight = self.predicted(p)
+        aligned = self.merge == "aligned"
         # The released merge carries only v into each direction's frame, so all its maps are in the frame of the scan.
-        frames = DIRECTIONS if self.merge == "aligned" else (DIRECTIONS[0],) * 4
+        frames = DIRECTIONS if aligned else (DIRECTIONS[0],) * 4
         return PropagationState(
             value=value,
-            gates=normalise_gates(predict(gate_weight, p), frames, backend=self.backend),
-            lam=predict(by_direction(self.l_conv_up), p),
-            u=predict(by_direction(self.u_conv_up), p),
-            skip=predict(by_direction(self.d_conv), p),
-            weight=self.m_conv.weight.flatten(),
+            gates=normalise_gates(logits, frames, backend=self.backend),
+            lam=lam,
+            u=u,
+            skip=skip,
+            weight=weight,
             merge=self.merge,
             chunk=self.chunk,
             backend=self.backend,
+            logits=logits if aligned else None,
         )
+
+    def mixed(self, value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        """What `frozen` mixes of the value, without its gates ever being written where the merge allows it."""
+        if self.merge == "released":
+            return self.frozen(value, p).mix(value)
+        return mix(value, *self.predicted(p), chunk=self.chunk, backend=self.backend)
 
     def chosen_groups(self) -> tuple[str, ...]:
         return DIRECTIONS
@@ -104,12 +118,15 @@ class Propagation(Scanning):
 
     def freeze(self, x: torch.Tensor) -> PropagationState:
         """Everything that the image decides, for x (B, channels, H, W)."""
+        return self.frozen(*self.mixing_inputs(x))
+
+    def mixing_inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is mixed, v, and p, from which the maps of the scan are predicted."""
         value = self.conv2d(self.in_proj(x)).contiguous()
-        return self.frozen(value, self.x_conv_down(value))
+        return value, self.x_conv_down(value)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        state = self.freeze(x)
-        return self.out_proj(self.grn(self.out_norm(state.mix(state.value))))
+        return self.out_proj(self.grn(self.out_norm(self.mixed(*self.mixing_inputs(x)))))
 
 
 def by_direction(conv: nn.Conv2d) -> torch.Tensor:

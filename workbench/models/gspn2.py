@@ -87,11 +87,14 @@ class ProxyPropagation(Scanning):
 
     def freeze(self, x: torch.Tensor) -> PropagationState:
         """Everything that the image decides, for x (B, channels, H, W)."""
-        return self.frozen(self.proxy_down(x).contiguous(), self.state_down(x))
+        return self.frozen(*self.mixing_inputs(x))
+
+    def mixing_inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is mixed, v, and p, from which the maps of the scan are predicted."""
+        return self.proxy_down(x).contiguous(), self.state_down(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        state = self.freeze(x)
-        return self.grn(self.out_norm(x + self.proxy_up(state.mix(state.value))))
+        return self.grn(self.out_norm(x + self.proxy_up(self.mixed(*self.mixing_inputs(x)))))
 
 
 class Block(nn.Module):

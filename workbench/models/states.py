@@ -1,7 +1,8 @@
 """A mixing layer frozen at an image: everything that the image decides, after which mixing is linear in the values.
 
-A state has `groups` (directions or heads), `value` (what is mixed, as a map) and `mix` (the linear map). The forward
-pass of a model and the pictures of `workbench.operators` both go through it, so what is drawn is what ran.
+A state has `groups` (directions or heads), `value` (what is mixed, as a map) and `mix` (the linear map). Pictures go
+through it, and so does the forward pass of a model, save that of GSPN, which makes the gates and mixes in one fused step
+(`kernels.propagation.mix`); the tests hold both to the same output.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.attention import Pattern, attend, full
-from kernels.propagation import DIRECTIONS, propagate
+from kernels.propagation import DIRECTIONS, mix, propagate
 
 from .ancestor_states import DiffusionState, SlicesState
 
@@ -21,7 +22,8 @@ class PropagationState:
     """A GSPN mixing layer frozen at an image.
 
     value (B, C, H, W); gates (K, 3, B, C or 1, H, W); lam, u, skip (K, B, C, H, W); weight (K,), the learned weight of
-    each direction; merge "aligned" or "released"; chunk: lines per chunk or None.
+    each direction; merge "aligned" or "released"; chunk: lines per chunk or None; logits: what the gates were made of
+    by the sigmoid rule, shaped as they are, where the layer itself mixes in one step from there.
     """
 
     value: torch.Tensor
@@ -34,6 +36,7 @@ class PropagationState:
     chunk: int | None
     backend: str = "auto"
     groups: tuple[str, ...] = DIRECTIONS
+    logits: torch.Tensor | None = None
 
     def contributions(self, v: torch.Tensor) -> torch.Tensor:
         """What each direction adds to the output: m_k times `modulated`, (K, B, C, H, W)."""
@@ -56,10 +59,17 @@ class PropagationState:
         # Weighting and summing in one step reads the K maps once.
         return torch.tensordot(self.weight, self.modulated(v), dims=1)
 
+    def mixed(self) -> torch.Tensor:
+        """The output as the layer itself makes it: `mix(value)`, in one fused step from the logits if it has them."""
+        if self.logits is None:
+            return self.mix(self.value)
+        maps = self.logits, self.lam, self.u, self.skip, self.weight
+        return mix(self.value, *maps, directions=self.groups, chunk=self.chunk, backend=self.backend)
+
     @property
     def flops(self) -> float:
-        """Operations: 12 for each direction, channel and position, 7 of which are the scan's."""
-        return 12.0 * self.lam.numel()
+        """Operations: 12 for each direction, channel and position, 7 of which are the scan's; and the gates' own 8."""
+        return 12.0 * self.lam.numel() + (0 if self.logits is None else 8.0 * self.logits.numel() / 3)
 
     @property
     def least_values(self) -> float:
