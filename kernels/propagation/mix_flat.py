@@ -79,6 +79,8 @@ def _gates(do, logits, reads, rest):
     small = do.fixed(2.0**-40)
     inverse = do.product(small, b.fdiv(one, do.product(do.product(small, d[0]), n[0])))
     left = [b.fsub(one, do.product(part, inverse)) for part in n]
+    # A sigmoid may round to more than 1, which must not pass for the sign.
+    left[1] = b.select(b.fcmp_ordered("<", left[1], zero), zero, left[1])
     left[1] = b.select(few, b.fsub(zero, left[1]), left[1])
     return gates, left
 
