@@ -116,6 +116,12 @@ def test_extreme_logits_give_what_the_definition_gives(value):
     torch.testing.assert_close(mix(*inputs, backend="cpu").double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("size", [(13, 9), (20, 18)], ids=str)
+def test_gates_that_are_nearly_0_or_1_agree(size, agree):
+    compare(agree, drawn(size, spread=20.0, batch=1, channels=40, groups=40, lam=40, u=40, skip=40))
+
+
 def test_what_a_neighbour_outside_the_map_would_weigh_does_not_count():
     inputs = drawn((6, 9))
     infinite = inputs[1].clone()
