@@ -111,9 +111,12 @@ def _backward(dy, v, logits, lam, u, skip, weight, dv, dlogits, dlam, du, dskip,
             )
 
 
-def takes(settings: Mix, v: torch.Tensor, maps: tuple[torch.Tensor | None, ...]) -> bool:
-    """Whether this file has the case: the sigmoid rule, and logits, lam, u and skip for every channel."""
-    return settings.rule == "sigmoid" and all(t is not None and t.shape[-3] == v.shape[1] for t in maps)
+def apart(settings: Mix, *inputs: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """The inputs if this file has the case, the sigmoid rule and maps for every channel; otherwise nothing."""
+    found = tuple(t for t in inputs if t is not None)
+    channels = found[0].shape[1]
+    own = len(found) == len(inputs) and all(t.shape[-3] == channels for t in found[1:-1])
+    return found if own and settings.rule == "sigmoid" else ()
 
 
 def is_narrow(v: torch.Tensor) -> bool:

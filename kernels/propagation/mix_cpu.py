@@ -275,9 +275,9 @@ def forward(
     out = torch.empty_like(v)
     with CPU_LOCK:
         threads = numba.get_num_threads()
-        apart = mix_apart.takes(settings, v, (logits, lam, u, skip))
+        apart = mix_apart.apart(settings, v, logits, lam, u, skip, weight)
         if apart and mix_apart.is_narrow(v):
-            mix_apart.forward(settings, out, (v, logits, lam, u, skip, weight), threads)
+            mix_apart.forward(settings, out, apart, threads)
         else:
             parts = _parts(v, logits.shape[3] < channels, threads)
             fused = settings.rule == "sigmoid" and logits.shape[3] == channels
@@ -299,9 +299,9 @@ def backward(
     wanted = [need and t is not None for need, t in zip(needs[1:5], maps, strict=True)]
     with CPU_LOCK:
         threads = numba.get_num_threads()
-        if mix_apart.takes(settings, v, maps):
-            found = mix_apart.backward(settings, grad.contiguous(), saved, threads)
-            return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+        if apart := mix_apart.apart(settings, *saved):
+            every = mix_apart.backward(settings, grad.contiguous(), apart, threads)
+            return tuple(t if need else None for t, need in zip(every, needs, strict=True))
         parts = _parts(v, any(t is None or t.shape[-3] < channels for t in maps), threads)
         dv = torch.empty_like(v) if needs[0] else torch.empty((1,) * 4)
         found = [
