@@ -201,8 +201,9 @@ def mix(
 
         y = sum over k of weight[k] (u[k] h_k + skip[k] v),    h_k = propagate(v, normalise_gates(logits, rule), lam)[k]
 
-    On the CPU gates and h never leave the cache, and the backward pass makes them again from its inputs. There is no
-    fused Triton kernel: "triton" composes those of `normalise_gates` and `propagate` with the merge.
+    On the CPU gates and h never leave the cache, on a GPU the registers, and the backward pass makes them again from
+    its inputs. The registers hold lines of up to 1024 positions (`mix_gpu.LIMIT`); on a map with longer ones "triton"
+    composes the kernels of `normalise_gates` and `propagate` with the merge.
 
     Args:
         v: (B, C, H, W).
@@ -237,6 +238,10 @@ def mix(
         import kernels.propagation.mix_cpu as mix_cpu
 
         return run(mix_cpu, settings, v, logits, lam, u, skip, weight)
+    import kernels.propagation.mix_gpu as mix_gpu
+
+    if mix_gpu.fits(v):
+        return run(mix_gpu, settings, v, logits, lam, u, skip, weight)
     gates = normalise_gates(logits, settings.directions, rule=rule, backend=chosen)
     h = propagate(v, gates, lam, directions=settings.directions, chunk=chunk, backend=chosen)
     return reference.merge(v, h, u, skip, weight)

@@ -190,6 +190,7 @@ def _tables(directions: tuple[str, ...], device: torch.device) -> tuple[tuple[bo
 
 def compile_specs() -> list[dict[str, Any]]:
     """Representative configurations of every kernel of this op, for ahead-of-time compilation (kernels/inspect.py)."""
+    from .mix_gpu import configurations
     from .normalise_gpu import normalise, normalise_gradient, rule_number
 
     specs: list[dict[str, Any]] = []
@@ -203,7 +204,7 @@ def compile_specs() -> list[dict[str, Any]]:
         # Storage changes loads and stores only, which are the same code for every rule.
         for storage in ("fp32", "bf16") if rule == "sigmoid" else ("bf16",):
             specs.append(_spec(kernel, f"{rule} {storage}", storage, {"RULE": rule_number(rule), "BLOCK": 256}, 4))
-    return specs
+    return specs + [_spec(*configuration) for configuration in configurations()]
 
 
 def _line_spec(kernel: Any, storage: str, cross: int) -> dict[str, Any]:
@@ -224,8 +225,11 @@ def _flat_spec(kernel: Any, storage: str) -> dict[str, Any]:
 
 def _spec(kernel: Any, variant: str, storage: str, options: dict[str, Any], warps: int) -> dict[str, Any]:
     """Pointers are assumed to be 16-byte aligned, as torch's are; sizes are plain integers."""
-    tables, states = ("table", "horizontal"), ("e",)
-    tensors = ("x", "gates", "lam", "h", "grad", "dx", "dlam", "grad_gates", "logits", "out")
+    tables, states = ("table", "horizontal"), ("e", "sums", "scratch", "dweight")
+    tensors = (
+        "x", "gates", "lam", "h", "grad", "dx", "dlam", "grad_gates", "logits", "out", "v", "u", "skip", "weight", "y",
+        "dv", "dlogits", "du", "dskip",
+    )  # fmt: skip
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     for name in kernel.arg_names:
@@ -238,7 +242,9 @@ def _spec(kernel: Any, variant: str, storage: str, options: dict[str, Any], warp
         else:
             signature[name] = f"*{storage}" if name in tensors else "i32"
     aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")]
+    other = {"gfx942": {"constexprs": constants | {"DRAIN": True}}} if "DRAIN" in constants else {}
     return {
         "op": "propagation", "name": f"{kernel.__name__} {variant}", "fn": kernel, "signature": signature,
         "constexprs": constants, "attrs": {(i,): [["tt.divisibility", 16]] for i in aligned}, "num_warps": warps,
+        "targets": other
     }  # fmt: skip

@@ -31,10 +31,16 @@ def _tanh(x):
 
 @triton.jit
 def _weights(logits, at, stride, inside, first, last, RULE: tl.constexpr):
-    """The three weights, 0 for the neighbour that does not exist, and their sum, or that of their magnitudes."""
-    s0 = tl.load(logits + at, mask=inside, other=0.0).to(tl.float32)
-    s1 = tl.load(logits + at + stride, mask=inside, other=0.0).to(tl.float32)
-    s2 = tl.load(logits + at + 2 * stride, mask=inside, other=0.0).to(tl.float32)
+    """`weigh`, of logits in memory."""
+    l0 = tl.load(logits + at, mask=inside, other=0.0).to(tl.float32)
+    l1 = tl.load(logits + at + stride, mask=inside, other=0.0).to(tl.float32)
+    l2 = tl.load(logits + at + 2 * stride, mask=inside, other=0.0).to(tl.float32)
+    return weigh(l0, l1, l2, first, last, RULE)
+
+
+@triton.jit
+def weigh(s0, s1, s2, first, last, RULE: tl.constexpr):
+    """From logits the three weights, 0 for a neighbour that does not exist, and their sum, or that of magnitudes."""
     if RULE == _SIGMOID:
         s0, s1, s2 = tl.sigmoid(s0), tl.sigmoid(s1), tl.sigmoid(s2)
     elif RULE == _SOFTMAX:
@@ -54,7 +60,7 @@ def _weights(logits, at, stride, inside, first, last, RULE: tl.constexpr):
 
 
 @triton.jit
-def _inverse(total, RULE: tl.constexpr):
+def inverse_of(total, RULE: tl.constexpr):
     """1 / S: the sum, kept from 0 (a softmax's is at least 1), or max(1, sum of magnitudes)."""
     if RULE == _ABSOLUTE:
         return 1.0 / tl.maximum(total, 1.0)
@@ -89,7 +95,7 @@ def normalise(logits, gates, horizontal, planes, height, width, RULE: tl.constex
     at, stride, inside, first, last = _positions(horizontal, planes, height, width, BLOCK)
     s0, s1, s2, total = _weights(logits, at, stride, inside, first, last, RULE)
     if RULE < _TANH:
-        inverse = _inverse(total, RULE)
+        inverse = inverse_of(total, RULE)
         s0, s1, s2 = s0 * inverse, s1 * inverse, s2 * inverse
     tl.store(gates + at, s0.to(gates.dtype.element_ty), mask=inside)
     tl.store(gates + at + stride, s1.to(gates.dtype.element_ty), mask=inside)
@@ -112,20 +118,27 @@ def _gradient(d, s, mean, inverse, RULE: tl.constexpr):
 
 
 @triton.jit
-def normalise_gradient(grad, logits, out, horizontal, planes, height, width, RULE: tl.constexpr, BLOCK: tl.constexpr):
-    """The gradient of the logits; the mean gradient is subtracted where S is not a constant."""
-    at, stride, inside, first, last = _positions(horizontal, planes, height, width, BLOCK)
-    s0, s1, s2, total = _weights(logits, at, stride, inside, first, last, RULE)
-    inverse = _inverse(total, RULE)
-    d0 = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-    d1 = tl.load(grad + at + stride, mask=inside, other=0.0).to(tl.float32)
-    d2 = tl.load(grad + at + 2 * stride, mask=inside, other=0.0).to(tl.float32)
+def logit_gradients(d0, d1, d2, s0, s1, s2, total, inverse, first, last, RULE: tl.constexpr):
+    """The gradients of three logits from those of their gates; the weights and their sum are from `weigh`."""
     mean = (d0 * s0 + d1 * s1 + d2 * s2) * inverse
     # Where S is clamped it is a constant; at 1 itself torch's clamp, the reference's, lets the gradient pass.
     mean = tl.where(_depends(total, RULE), mean, 0.0)
     d0 = tl.where(first, 0.0, _gradient(d0, s0, mean, inverse, RULE))
     d1 = _gradient(d1, s1, mean, inverse, RULE)
     d2 = tl.where(last, 0.0, _gradient(d2, s2, mean, inverse, RULE))
+    return d0, d1, d2
+
+
+@triton.jit
+def normalise_gradient(grad, logits, out, horizontal, planes, height, width, RULE: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradient of the logits; the mean gradient is subtracted where S is not a constant."""
+    at, stride, inside, first, last = _positions(horizontal, planes, height, width, BLOCK)
+    s0, s1, s2, total = _weights(logits, at, stride, inside, first, last, RULE)
+    inverse = inverse_of(total, RULE)
+    d0 = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    d1 = tl.load(grad + at + stride, mask=inside, other=0.0).to(tl.float32)
+    d2 = tl.load(grad + at + 2 * stride, mask=inside, other=0.0).to(tl.float32)
+    d0, d1, d2 = logit_gradients(d0, d1, d2, s0, s1, s2, total, inverse, first, last, RULE)
     tl.store(out + at, d0.to(out.dtype.element_ty), mask=inside)
     tl.store(out + at + stride, d1.to(out.dtype.element_ty), mask=inside)
     tl.store(out + at + 2 * stride, d2.to(out.dtype.element_ty), mask=inside)

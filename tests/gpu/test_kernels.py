@@ -18,7 +18,7 @@ from kernels.attention import (
     stripe,
     swin,
 )
-from kernels.propagation import DIRECTIONS, normalise_gates, propagate
+from kernels.propagation import DIRECTIONS, NORMALISATIONS, mix, mix_gpu, normalise_gates, propagate
 
 pytestmark = pytest.mark.gpu
 
@@ -59,6 +59,15 @@ def _draw(pattern, shape):
     return [*tensors, torch.randn(table, generator=generator)]
 
 
+def _mixed(shape, groups, rule):
+    """Inputs of `mix` with that many channels of gates."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    spread = 0.2 if rule in ("tanh", "none") else 2.0  # the rules that are not stable grow along the lines
+    logits = spread * torch.randn(4, 3, shape[0], groups, *shape[2:], generator=generator)
+    maps = [torch.randn(4, *shape, generator=generator) for _ in range(3)]
+    return [torch.randn(shape, generator=generator), logits, *maps, torch.randn(4, generator=generator)]
+
+
 def _attend(pattern):
     return lambda q, k, v, bias=None, backend="auto": attend(q, k, v, pattern, bias, backend=backend)
 
@@ -78,6 +87,46 @@ def test_propagation_on_a_gpu_equals_the_reference(shape, chunk, dtype):
 def test_gate_normalisation_on_a_gpu_equals_the_reference(dtype):
     logits = torch.randn(4, 3, 2, 3, 17, 23, generator=torch.Generator().manual_seed(1))
     _compare(lambda t, backend: normalise_gates(t, backend=backend), (logits,), dtype)
+
+
+@pytest.mark.parametrize("rule", NORMALISATIONS)
+def test_every_rule_on_a_gpu_equals_the_reference(rule):
+    logits = torch.randn(4, 3, 2, 3, 17, 23, generator=torch.Generator().manual_seed(2))
+    _compare(lambda t, backend: normalise_gates(t, rule=rule, backend=backend), (logits,), torch.float32)
+    inputs = _mixed((1, 3, 17, 23), 3, rule)
+    _compare(lambda *t, backend: mix(*t, rule=rule, chunk=9, backend=backend), inputs, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("groups", [1, None])
+@pytest.mark.parametrize(
+    ("shape", "chunk"),
+    [((2, 5, 7, 7), None), ((2, 6, 14, 14), None), ((2, 3, 56, 56), 2), ((1, 4, 1, 9), None), ((1, 2, 130, 260), 5)],
+    ids=str,
+)
+def test_the_fused_mixer_on_a_gpu_equals_the_reference(shape, chunk, groups, dtype):
+    inputs = _mixed(shape, groups or shape[1], "sigmoid")
+    _compare(lambda *t, backend: mix(*t, chunk=chunk, backend=backend), inputs, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_programs_that_walk_all_directions_on_a_gpu_give_the_same(dtype, monkeypatch):
+    """What one thread of a program adds for a direction, another one reads for the next."""
+    monkeypatch.setattr(mix_gpu, "_ENOUGH_WARPS", 0)
+    for shape in ((3, 40, 28, 28), (1, 20, 64, 150)):
+        _compare(lambda *t, backend: mix(*t, backend=backend), _mixed(shape, shape[1], "sigmoid"), dtype)
+
+
+def test_the_fused_mixer_gives_the_same_in_every_run():
+    leaves = [tensor.cuda().requires_grad_() for tensor in _mixed((4, 60, 56, 56), 1, "sigmoid")]
+    grad = torch.randn(4, 60, 56, 56, device="cuda")
+    runs = []
+    for _ in range(3):
+        out = mix(*leaves, backend="triton")
+        runs.append([out, *torch.autograd.grad(out, leaves, grad)])
+    for again in runs[1:]:
+        for a, b in zip(runs[0], again, strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
