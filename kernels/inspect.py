@@ -1,47 +1,33 @@
-"""Look at GPU code without a GPU: compile every Triton kernel ahead of time and read what it uses, and how it is tiled.
+"""Look at GPU code without a GPU: what every Triton kernel uses and does, how it is tiled, and its source.
 
-The compiler and the tools that read its output come in Triton's wheel, so this runs on any Linux machine.
+`compiled.py` compiles, `instructions.py` counts, `occupancy.py` and `costs.py` reason from the numbers.
 """
 
-import multiprocessing
-import os
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import import_module
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from kernels.backends import BackendUnavailable, interpreting
+from kernels.compiled import (
+    MISSING,
+    OPS,
+    TARGETS,
+    CompiledKernel,
+    Compiler,
+    compile_kernels,
+    cost_row,
+    has_triton,
+    known_targets,
+    numbers_of,
+    specs,
+)
+from kernels.costs import MAP, PATTERNS
 
-#: Name -> (backend, architecture, warp size) as Triton's GPUTarget takes them.
-TARGETS: dict[str, tuple[str, int | str, int]] = {
-    "sm_80": ("cuda", 80, 32),
-    "sm_90": ("cuda", 90, 32),
-    "sm_100": ("cuda", 100, 32),
-    "sm_120": ("cuda", 120, 32),
-    "gfx942": ("hip", "gfx942", 64),
-}
-
-OPS = ("propagation", "attention")
-
-
-@dataclass(frozen=True)
-class CompiledKernel:
-    """One kernel compiled for one target: registers a thread, bytes of spills a thread, bytes of shared memory."""
-
-    op: str
-    name: str
-    target: str
-    registers: int
-    spills: int
-    shared: int
-    num_warps: int
+__all__ = [
+    "MISSING", "OPS", "TARGETS", "CompiledKernel", "Compiler", "TileBoxes", "TilePlan", "compile_kernels", "cost_row",
+    "has_triton", "known_targets", "numbers_of", "plans", "python_source", "specs", "tile_boxes",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,69 +79,56 @@ def _family(side: int) -> list[Any]:
     ]  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def specs() -> list[dict[str, Any]]:
-    """The configurations that every op gives for compilation."""
-    return [spec for op in OPS for spec in import_module(f"kernels.{op}.gpu").compile_specs()]
+@dataclass(frozen=True)
+class TileBoxes:
+    """One tile of an attention kernel on its map: the (row, col) where its boxes begin, their sizes, and the step.
 
-
-def compile_kernels(targets: Iterable[str] = tuple(TARGETS)) -> Iterator[CompiledKernel]:
-    """Compile every kernel for every target, in as many processes as there are processors, yielding them in order.
-
-    Raises:
-        ValueError: a target is unknown.
-        BackendUnavailable: Triton kernels are being interpreted in this process.
+    A box has every `step`-th position along each axis. owner: "query" or "key", the side that a program computes.
     """
-    targets = tuple(targets)
-    unknown = [t for t in targets if t not in TARGETS]
-    if unknown:
-        raise ValueError(f"targets must be among {', '.join(TARGETS)}; got {', '.join(unknown)}.")
-    if interpreting():
-        raise BackendUnavailable("Kernels cannot be compiled while TRITON_INTERPRET=1 is set: start Python without it.")
-    # A forked copy of a process with torch's threads may hang, so the workers start afresh and find their kernel again.
-    context = multiprocessing.get_context("spawn")
-    numbers, chosen = zip(*product(range(len(specs())), targets), strict=True)
-    with ProcessPoolExecutor(os.cpu_count(), context) as pool:
-        yield from pool.map(_compile_number, numbers, chosen, chunksize=4)
+
+    pattern: str
+    map: tuple[int, int]
+    owner: str
+    query: tuple[int, int]
+    queries: tuple[int, int]
+    key: tuple[int, int]
+    keys: tuple[int, int]
+    step: tuple[int, int]
 
 
-def _compile_number(number: int, target: str) -> CompiledKernel:
-    return _compile(specs()[number], target)
+def tile_boxes(name: str) -> TileBoxes | None:
+    """The middle tile of an attention kernel, by its name in `specs`; None where its tiles are not boxes on the map.
 
+    They are not for other operators, for a pattern that counts positions along rows, and where a tile has parts.
+    """
+    from kernels.attention.gpu_plans import arrange
 
-def _compile(spec: dict[str, Any], target: str) -> CompiledKernel:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    spec = spec | spec.get("targets", {}).get(target, {})  # a spec may have other options for some targets
-    source = ASTSource(
-        fn=spec["fn"], signature=spec["signature"], constexprs=spec["constexprs"], attrs=spec.get("attrs")
+    kernel, *variant = name.split()
+    pattern = PATTERNS.get(" ".join(variant[1:-1]))
+    if pattern is None or pattern.raster or kernel == "delta_kernel" or not variant[-1].isdecimal():
+        return None
+    owner = "key" if kernel == "key_value_kernel" else "query"
+    rows, cols, _ = arrange(pattern, MAP, MAP, owner, int(variant[-1]), variant[0] == "fp32").plan
+    if rows.table.shape[1] * cols.table.shape[1] > 1:
+        return None
+    (row, key_row, down), (col, key_col, right) = (
+        axis.table[len(axis.table) // 2, 0].tolist() for axis in (rows, cols)
     )
-    options = {"num_warps": spec["num_warps"], "enable_fp_fusion": True}
-    built = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
-    usage = _cuda_usage(built.asm["cubin"]) if "cubin" in built.asm else _amd_usage(built.asm["amdgcn"])
-    return CompiledKernel(spec["op"], spec["name"], target, *usage, int(built.metadata.shared), spec["num_warps"])
+    sizes = (rows.queries, cols.queries), (rows.keys, cols.keys)
+    return TileBoxes(pattern.name, MAP, owner, (row, col), sizes[0], (key_row, key_col), sizes[1], (down, right))
 
 
-def _cuda_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and spilled bytes a thread, as cuobjdump prints them."""
-    import triton.backends.nvidia as nvidia
-
-    tool = Path(os.path.dirname(nvidia.__file__)) / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return found["REG"], found["STACK"] + found["LOCAL"]
+def python_source(name: str) -> str:
+    """The Python of a kernel, by its name in `specs`, and of the functions of Triton that it calls, callers first."""
+    kernel = specs()[numbers_of([name])[0]]["fn"]
+    found = [kernel]
+    for function in found:  # which grows
+        called = inspect.getclosurevars(function.fn).globals.values()
+        found += [each for each in called if _compiled_in(each) and each not in found]
+    return "\n\n".join(inspect.getsource(function.fn).rstrip() for function in found) + "\n"
 
 
-def _amd_usage(assembly: str) -> tuple[int, int]:
-    """Vector registers and scratch bytes a thread, from the assembly's metadata."""
-    registers = re.search(r"\.vgpr_count:\s*(\d+)", assembly)
-    scratch = re.search(r"\.private_segment_fixed_size:\s*(\d+)", assembly)
-    if registers is None or scratch is None:
-        raise RuntimeError("Triton's AMD assembly no longer states .vgpr_count and .private_segment_fixed_size.")
-    return int(registers[1]), int(scratch[1])
+def _compiled_in(value: Any) -> bool:
+    """Whether this is a function of ours that Triton compiles, or interprets; not one of its own library."""
+    function = getattr(value, "fn", None)
+    return inspect.isfunction(function) and function.__module__.startswith("kernels.")

@@ -55,6 +55,24 @@ def test_an_unknown_target_is_one_sentence_and_no_traceback() -> None:
     assert "Traceback" not in found.output
 
 
+def test_a_text_without_a_kernels_name_and_an_unknown_kernel_are_one_sentence() -> None:
+    for arguments, words in (
+        (("--ptx",), "name them with --kernel"),
+        (("--source", "--kernel", "scan_diagonals"), "There is no kernel named 'scan_diagonals'"),
+        (("--kernel", "scan_diagonals"), "There is no kernel named 'scan_diagonals'"),
+    ):
+        found = run("kernels", *arguments)
+        assert found.exit_code == 2
+        assert words in found.output
+        assert "Traceback" not in found.output
+
+
+def test_the_python_of_a_kernel_is_printed_without_compiling_it() -> None:
+    found = run("kernels", "--kernel", "scan_rows fp32 64 wide", "--source")
+    assert found.exit_code == 0, found.output
+    assert "def scan_rows(" in found.output
+
+
 def test_the_cpu_kernels_are_warmed_on_request() -> None:
     found = run("kernels", "--warm")
     assert found.exit_code == 0, found.output

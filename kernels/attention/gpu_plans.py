@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import triton
 
 from .axis import Axis, Rule
 from .pattern import Pattern
@@ -61,9 +60,14 @@ def most_slots(channels: int, single: bool, loops: bool) -> tuple[int, int]:
     return 64, 32 if loops else 64
 
 
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is at least n, for n from 1; plans are made where there is no Triton, too."""
+    return 1 << (n - 1).bit_length()
+
+
 def block_of(channels: int) -> int:
     """Channels of a tile: a power of two that a matrix unit takes."""
-    return max(16, triton.next_power_of_2(channels))
+    return max(16, next_power_of_2(channels))
 
 
 @lru_cache(maxsize=4096)
@@ -75,16 +79,16 @@ def blocks_of(queries: int, keys: int, parts: int, side: Side, channels: int, si
     found = []
     for own_block in _powers(own, most_own):
         for other_block in _powers(other, most_other):
-            steps = triton.cdiv(other, other_block)
+            steps = -(-other // other_block)
             program = PROGRAM_COST + parts * (load + own_block * steps * (other_block + STEP_COST))
             pair = (own_block, other_block) if side == "query" else (other_block, own_block)
-            found.append(Blocks(triton.cdiv(own, own_block) * program, *pair))
+            found.append(Blocks(-(-own // own_block) * program, *pair))
     return min(found, key=lambda blocks: (blocks.cost, -blocks.queries, -blocks.keys))
 
 
 def _powers(slots: int, most: int) -> list[int]:
     """The sizes of blocks to choose from: no larger than the slots need."""
-    largest = min(most, max(16, triton.next_power_of_2(slots)))
+    largest = min(most, max(16, next_power_of_2(slots)))
     return [2**n for n in range(4, largest.bit_length())]
 
 
@@ -145,7 +149,7 @@ def _grouped(tiles: Tiles) -> tuple[np.ndarray, list[Group]]:
     distinct, starts, counts = np.unique(offsets[order], return_index=True, return_counts=True)
     groups = zip(distinct.tolist(), starts.tolist(), counts.tolist(), strict=True)
     parts = tiles.table.shape[1]
-    more = triton.next_power_of_2(parts) - parts
+    more = next_power_of_2(parts) - parts
     outside = np.iinfo(np.int32).max
     table = np.pad(tiles.table[order], ((0, 0), (0, more), (0, 0)), constant_values=outside)
     return table, [Group(*group) for group in groups]
