@@ -7,7 +7,9 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from workbench.analysis import latency_contests as contests_module
 from workbench.analysis import latency_sweep as sweep_module
+from workbench.analysis.latency_baselines_file import read_baselines
 from workbench.analysis.latency_file import read_latency
 from workbench.cli import app
 
@@ -98,9 +100,55 @@ def test_files_of_different_devices_are_compared_with_a_warning(tmp_path: Path) 
     assert "another CPU" in done.output.splitlines()[0]
 
 
+def test_baselines_are_a_table_and_a_file_with_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contests_module, "GSPN_SHAPES", ((3, 6, 2), (2, 5, None)))
+    path = tmp_path / "b.json"
+    settings = ("--rounds", "3", "--budget", "0.01", "--device", "cpu", "--commit", "0123abc", "--out", path)
+    done = latency("mix", "normalise_gates", "--baselines", *settings)
+    assert done.exit_code == 0, done.output
+    document = read_baselines(path)
+    assert document["complete"]
+    assert document["commit"] == "0123abc"
+    assert document["spec"] == {"names": ["mix", "normalise_gates"], "batch": 1, "rounds": 3, "budget": 0.01}
+    printed = [line for line in done.output.splitlines() if line.startswith(("mix ", "normalise_gates "))]
+    assert len(printed) == len(document["results"]) == 2 * 2 * (4 + 3)
+    for line, row in zip(printed, document["results"], strict=True):
+        assert row["shape"] in line
+        assert f" {row['against']} " in line
+        assert f" {row['ratio']:.2f} " in line
+        assert line.endswith("noisy") == row["noisy"]
+    assert "ratio: other / ours, above 1 where ours is faster." in done.output
+    assert "copy: a copy that reads and writes the least bytes" in done.output
+
+
+def test_ctrl_c_leaves_valid_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contests_module, "GSPN_SHAPES", ((3, 6, 2), (2, 5, None)))
+    calls = []
+
+    def interrupted(contestants: object) -> object:
+        calls.append(contestants)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(contests_module.Contestants, "check", interrupted)
+    path = tmp_path / "b.json"
+    done = latency("mix", "--baselines", "--rounds", "1", "--budget", "0.01", "--device", "cpu", "--out", path)
+    assert done.exit_code == 130
+    assert f"Stopped; {path} has what was measured so far." in done.output
+    document = read_baselines(path)
+    assert not document["complete"]
+    assert len(document["results"]) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (("--baselines", "--sizes", "64"), "--baselines has its own shapes and measures float32: leave --sizes out."),
+        (("--baselines", "--backward", "--dtype", "float16"), "leave --dtype, --backward out."),
+        (("gspn_nano", "--rounds", "3"), "--rounds belongs to --baselines."),
+        (("davit_nano", "--baselines"), "There is nothing to measure 'davit_nano' against; names are normalise_gates"),
+        (("mix", "--baselines", "--rounds", "0"), "rounds must be a whole number from 1; got 0."),
         ((), "Give the names of models or operators to time, or --compare with two files."),
         (("gspn_nan",), "There is no operator or model named 'gspn_nan'; did you mean gspn_nano"),
         (("gspn_nano", "--sizes", "64;128"), "--sizes takes whole numbers, several as 64,128; got '64;128'."),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,17 +18,29 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.images import Image
-from workbench.models.base import VisionModel
-from workbench.models.states import State
+from workbench.models.base import Mixer, VisionModel
+from workbench.models.states import PropagationState, State
 from workbench.operators import operator
 
 from .spec import record
 
 PARTS = {
-    "mixing": "the linear map of the picture, given its gates or weights' inputs",
+    "mixing": "the map of the picture, from the gates' logits or from queries, keys and values",
     "layer": "the mixing layer with its projections",
     "model": "the whole forward pass",
 }
+
+
+class Part(NamedTuple):
+    """Something to time: the run, the least bytes that it moves and its operations."""
+
+    run: Callable[[], Any]
+    bytes: float
+    flops: float
+
+    def floor(self, rates: dict[str, float]) -> float:
+        """The least seconds at the rates of `machine_rates`."""
+        return max(self.bytes / rates["bandwidth"], self.flops / rates["matmul"])
 
 
 @dataclass(frozen=True)
@@ -62,21 +74,17 @@ def measure(
     x = image.tensor.to(model.device)
     inputs = model.mixer_inputs(x)
     op = operator(model, image, layer, inputs)
-    state = op.state
+    state: State = op.state
     rates = machine_rates(str(model.device))
     with torch.no_grad():
-        work: dict[str, tuple[Callable[[], Any], float, float]] = {
-            "mixing": (lambda: state.mix(state.value), *mixing_cost(state)),
-            "layer": (lambda: mixer(inputs[layer]), *_layer_cost(mixer, inputs[layer], state)),
-            "model": (lambda: model(x), *model_cost(model, x, inputs)),
-        }
+        work = layer_parts(mixer, inputs[layer], state)
+        work["model"] = Part(lambda: model(x), *model_cost(model, x, inputs))
         rows = []
-        for name, (run, least_bytes, flops) in work.items():
+        for name, part in work.items():
             if progress is not None:
                 progress(name)
-            times = time_runs(run, model.device, seconds)
-            floor = max(least_bytes / rates["bandwidth"], flops / rates["matmul"])
-            rows.append((*np.percentile(times, [50, 20, 80]), len(times), least_bytes, flops, floor))
+            times = time_runs(part.run, model.device, seconds)
+            rows.append((*np.percentile(times, [50, 20, 80]), len(times), part.bytes, part.flops, part.floor(rates)))
     names = ("median", "p20", "p80", "n", "bytes", "flops", "floor")
     info = op.info | {
         "batch": 1, "device": device_name(model.device), "threads": torch.get_num_threads(), "direction": "forward",
@@ -88,6 +96,19 @@ def measure(
         coords={"part": list(work)},
         attrs=record("latency", LatencySpec(layer, seconds), info),
     )
+
+
+def layer_parts(mixer: Mixer, x: torch.Tensor, state: State) -> dict[str, Part]:
+    """The mixing step of a layer, and the layer with its projections; `state` is `mixer.freeze(x)`."""
+    return {
+        "mixing": Part(lambda: mixed(state), *mixing_cost(state)),
+        "layer": Part(lambda: mixer(x), *_layer_cost(mixer, x, state)),
+    }
+
+
+def mixed(state: State) -> torch.Tensor:
+    """The mixing step as the layer itself runs it: GSPN's makes the gates on its way."""
+    return state.mixed() if isinstance(state, PropagationState) else state.mix(state.value)
 
 
 def time_runs(run: Callable[[], Any], device: torch.device, seconds: float, most: float | None = None) -> np.ndarray:
@@ -150,9 +171,10 @@ def timing_method(device: torch.device) -> str:
 def mixing_cost(state: State) -> tuple[float, float]:
     """(least bytes, operations) of the mixing step: every input read once, the output written once.
 
-    Every state says its own. Propagation, K directions, C channels, N positions: reads v, three gates, lambda, u and D,
-    writes y: (2 + 6 K) C N values; 12 operations for each direction, channel and position. Attention: reads q, k, v and
-    the bias, writes the output; two multiply-adds per channel for every key that a query reads.
+    Every state says its own. Propagation, K directions, C channels, N positions: reads v, three gates or their logits,
+    lambda, u and D, writes y: (2 + 6 K) C N values; 12 operations for each direction, channel and position, and 8 more
+    where it makes the gates. Attention: reads q, k, v and the bias, writes the output; two multiply-adds per channel
+    for every key that a query reads.
     """
     return state.value.element_size() * state.least_values, state.flops
 
@@ -182,4 +204,4 @@ def _counted(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
 
 def _uncounted(state: State) -> float:
     """The operations of a mixing step, less those that torch counts itself because the reference backend runs it."""
-    return mixing_cost(state)[1] - _counted(lambda: state.mix(state.value))[0]
+    return mixing_cost(state)[1] - _counted(lambda: mixed(state))[0]

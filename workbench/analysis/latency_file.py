@@ -5,6 +5,7 @@ A file of a sweep that was cancelled is as valid as a whole one: it says complet
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,21 @@ def read_latency(path: Path) -> xr.Dataset:
     Raises:
         ValueError: the file cannot be read or is no valid latency file; one sentence.
     """
+    return from_document(read_document(path, _wrong))
+
+
+def read_document(path: Path, wrong: Callable[[Any], str]) -> Any:
+    """The JSON document of a file that anyone may have written; `wrong` says what is wrong with it, or nothing.
+
+    Raises:
+        ValueError: the file cannot be read or is no valid document; one sentence.
+    """
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it is larger than {LARGEST // 2**20} MiB")
         document = json.loads(path.read_bytes(), parse_constant=_refuse, parse_int=_whole, parse_float=_float)
-        if wrong := _wrong(document):
-            raise ValueError(wrong)
+        if found := wrong(document):
+            raise ValueError(found)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
     except RecursionError:
@@ -68,7 +78,7 @@ def read_latency(path: Path) -> xr.Dataset:
         raise ValueError(f"{path} is no latency file: it is no JSON, line {error.lineno}.") from None
     except ValueError as error:
         raise ValueError(f"{path} is no latency file: {error}.") from None
-    return from_document(document)
+    return document
 
 
 def to_document(sweep: xr.Dataset, commit: str | None = None) -> dict[str, Any]:

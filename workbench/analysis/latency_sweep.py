@@ -114,7 +114,7 @@ def latency_sweep(
         tuple(dict.fromkeys(names)), tuple(sorted(set(sizes))), batch, channels, dtype, backward, budget, memory
     )
     _check(spec)
-    where = _device(device)
+    where = chosen_device(device)
     if where.type == "cpu" and dtype != "float32" and not products_run(dtype):
         raise ValueError(f"dtype={dtype!r} cannot be measured on this CPU, where its products end the process.")
     result = xr.Dataset()
@@ -323,7 +323,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def chosen_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, None for the GPU if there is one, else the CPU; ValueError if it cannot be used."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

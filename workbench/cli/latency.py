@@ -1,4 +1,4 @@
-"""`workbench latency`: time operators and models at several sizes into a file, or compare two such files."""
+"""`workbench latency`: time operators and models at several sizes into a file, compare two such files, or baselines."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 REFUSED, INTERRUPTED = 2, 130
 
 
+#: What a run of baselines decides itself.
+OF_SWEEPS = ("sizes", "channels", "dtype", "backward", "compare")
+
+
 def latency(
+    context: typer.Context,
     names: Annotated[list[str] | None, typer.Argument(help="Models, or operators such as 'gspn global'.")] = None,
     sizes: Annotated[str, typer.Option(help="Sides in pixels, an operator's in positions, as 64,128.")] = "32,64,128",
     batch: Annotated[int, typer.Option(help="Images.")] = 1,
@@ -22,12 +27,16 @@ def latency(
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     backward: Annotated[bool, typer.Option("--backward", help="Time forward and backward together.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; left out: the GPU if there is one.")] = None,
-    budget: Annotated[float, typer.Option(help="Seconds for each name and size.")] = 2.0,
+    budget: Annotated[float, typer.Option(help="Seconds for each name and size, or each contest.")] = 2.0,
     out: Annotated[Path | None, typer.Option(help="The .json file for the results.")] = None,
     commit: Annotated[str | None, typer.Option(help="Of the code that is measured, noted in the file.")] = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two files, A and B, to compare in place of measuring.")
     ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Measure against other implementations, in turns: ratios.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(help="Of --baselines: how often the contestants take turns.")] = 5,
 ) -> None:
     """Time operators and models at several sizes.
 
@@ -35,7 +44,23 @@ def latency(
     gspn local, full attention, window attention, neighborhood attention, axial
     attention, linear attention, depthwise 7x7 and depthwise 31x31. The file is
     replaced after every time; Ctrl-C leaves it with what was measured so far.
+
+    With --baselines: operators at the shapes of gspn_tiny and swin_tiny, and
+    these models, against eager PyTorch, a copy of the least bytes, the unfused
+    kernels and transformers. Names are normalise_gates, propagate, mix, attend
+    and models of the families gspn and swin; without names, all of them.
     """
+    sources = {name: context.get_parameter_source(name) for name in (*OF_SWEEPS, "rounds")}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if baselines:
+        if wrong := [f"--{name}" for name in given if name != "rounds"]:
+            _refuse(f"--baselines has its own shapes and measures float32: leave {', '.join(wrong)} out.")
+        from .latency_baselines import measure_baselines
+
+        measure_baselines(names, batch, rounds, budget, device, out, commit)
+        return
+    if "rounds" in given:
+        _refuse("--rounds belongs to --baselines.")
     if compare is not None:
         if names:
             _refuse("--compare takes two files and measures nothing: leave the names out.")
@@ -43,10 +68,11 @@ def latency(
         return
     if not names:
         _refuse("Give the names of models or operators to time, or --compare with two files.")
+    from workbench.analysis.latency_file import write_latency
     from workbench.analysis.latency_sweep import latency_sweep
 
     found: list[xr.Dataset] = []
-    with _refusing(out), _bar(found, out, commit) as progress:
+    with refusing(out), progress_bar(found, out, commit, write_latency, "median") as progress:
         latency_sweep(
             names,
             _sizes(sizes),
@@ -64,22 +90,27 @@ def latency(
 
 
 @contextmanager
-def _bar(found: "list[xr.Dataset]", out: Path | None, commit: str | None) -> Iterator[Callable[["xr.Dataset"], None]]:
-    """A progress bar; every result so far is kept and written, and Ctrl-C ends with what there is."""
+def progress_bar(
+    found: "list[xr.Dataset]", out: Path | None, commit: str | None, write: Callable[..., None], numbers: str
+) -> Iterator[Callable[["xr.Dataset"], None]]:
+    """A progress bar; every result so far is kept and written, and Ctrl-C ends with what there is.
+
+    found: where the last result is kept; write: writes one to a file; numbers: the variable with an entry for all that
+    is to be measured.
+    """
     from tqdm import tqdm
 
-    from workbench.analysis.latency_file import write_latency
     from workbench.analysis.latency_sweep import PENDING
 
     bars: list[tqdm] = []
 
-    def show(sweep: "xr.Dataset") -> None:
-        found[:] = [sweep]
+    def show(result: "xr.Dataset") -> None:
+        found[:] = [result]
         if out is not None:
-            write_latency(sweep, out, commit=commit)
+            write(result, out, commit=commit)
         if not bars:
-            bars.append(tqdm(total=sweep["median"].size, desc="latency", unit="time"))
-        bars[0].update(int((sweep["reason"] != PENDING).sum()) - bars[0].n)
+            bars.append(tqdm(total=result[numbers].size, desc="latency", unit=numbers))
+        bars[0].update(int((result["reason"] != PENDING).sum()) - bars[0].n)
 
     try:
         yield show
@@ -118,7 +149,7 @@ def _compare(a: Path, b: Path) -> None:
     from workbench.analysis.latency_compare import compare
     from workbench.analysis.latency_file import read_latency
 
-    with _refusing(None):
+    with refusing(None):
         found = compare(read_latency(a), read_latency(b))
     if found.attrs["note"]:
         typer.echo(found.attrs["note"])
@@ -142,7 +173,7 @@ def _sizes(text: str) -> list[int]:
 
 
 @contextmanager
-def _refusing(out: Path | None) -> Iterator[None]:
+def refusing(out: Path | None) -> Iterator[None]:
     """What is wrong with the arguments or the files is one sentence and an exit status."""
     try:
         yield
