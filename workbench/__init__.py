@@ -56,7 +56,8 @@ def show(model: Any = "gspn_nano", image: Any = None, page: str = "affinity", **
     Args:
         model: a name from `list_models()`, or a model from `load_model`.
         image: a name from `list_images()`, an `Image`, a path, bytes or an (H, W, 3) array; None for the page's own.
-        page: "affinity" | "patterns" (needs no model) | "receptive_field" | "attribution" | "directions" | "stability".
+        page: "affinity" | "receptive_field" | "attribution" | "directions" | "stability" | "latency"; or one that needs
+            no model: "patterns" | "kernels".
         **state: parameters of the page, such as layer, other, row, col, side, or pattern, rows, cols, blocks.
 
     Returns:

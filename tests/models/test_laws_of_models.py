@@ -80,10 +80,11 @@ def test_what_is_frozen_is_what_ran(model, image, size, monkeypatch):
     for name, (_, mixer) in model.blocks().items():
         # A scanning layer mixes without freezing, in one fused step; the others freeze, and mix what is frozen.
         step = "mixed" if isinstance(mixer, Scanning) else "freeze"
+        original = getattr(mixer, step)
 
-        def run(*args, run=getattr(mixer, step), name=name):
+        def run(*args, original=original, name=name):
             assert name not in ran
-            ran[name] = run(*args)
+            ran[name] = original(*args)
             return ran[name]
 
         monkeypatch.setattr(mixer, step, run)

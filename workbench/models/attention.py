@@ -51,7 +51,8 @@ class SelfAttention(Mixer):
         """Everything that the image decides, for tokens x (B, H, W, channels)."""
         grid = x.shape[1], x.shape[2]
         rows, cols = self.padded(grid)
-        x = F.pad(x, (0, 0, 0, cols - grid[1], 0, rows - grid[0]))
+        if (rows, cols) != grid:  # padding by nothing copies
+            x = F.pad(x, (0, 0, 0, cols - grid[1], 0, rows - grid[0]))
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(3)
         pattern = self.pattern(rows, cols)
         unpadded = None if (rows, cols) == grid else grid

@@ -1,8 +1,8 @@
 """A mixing layer frozen at an image: everything that the image decides, after which mixing is linear in the values.
 
 A state has `groups` (directions or heads), `value` (what is mixed, as a map) and `mix` (the linear map). Pictures go
-through it, and so does the forward pass of a model, save that of GSPN, which makes the gates and mixes in one fused step
-(`kernels.propagation.mix`); the tests hold both to the same output.
+through it, and so does the forward pass of a model, save that of GSPN, which makes the gates and mixes in one fused
+step (`kernels.propagation.mix`); the tests hold both to the same output.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,8 @@ from workbench.names import unknown
 from .affinity import AffinityView
 from .attribution import AttributionView
 from .directions import DirectionsView
+from .kernels import KernelsView
+from .latency import LatencyView
 from .patterns import PatternsView
 from .receptive_field import ReceptiveFieldView
 from .stability import StabilityView
@@ -33,6 +35,8 @@ PAGES = {
     "attribution": ServedPage("Attribution", AttributionView, "/attribution"),
     "directions": ServedPage("Directions", DirectionsView, "/directions"),
     "stability": ServedPage("Stability", StabilityView, "/stability"),
+    "latency": ServedPage("Latency", LatencyView, "/latency"),
+    "kernels": ServedPage("Kernels", KernelsView, "/kernels"),
 }
 
 
