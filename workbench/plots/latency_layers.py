@@ -5,12 +5,13 @@ forward pass. Plot coordinates of the pictures: x runs right and y is minus the 
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import holoviews as hv
 import numpy as np
 import xarray as xr
-from bokeh.models import CustomJSTickFormatter
+from bokeh.models import CustomJSTickFormatter, DataRange1d
 
 from .affinity import DECADES, FRAME, QUERY, SEQUENTIAL
 from .receptive_field_curves import LINES, UNIFORM, line_style
@@ -33,6 +34,8 @@ HALF = 0.4
 
 #: Affinity pictures in a row, and the space between them as a share of their longer side.
 ACROSS, GAP = 7, 0.06
+#: How wide the mosaic usually is on the page, and what the colour bar and the borders take of its width and height.
+USUAL, BESIDE, ABOVE = 520, 75, 12
 
 #: Behind the cells that carry nothing, where there is no photograph; seen on a white and on a dark page.
 EMPTY = "#808080"
@@ -262,7 +265,20 @@ def affinity_strip(result: xr.Dataset, photograph: np.ndarray | None = None) -> 
         text_font_size="8pt", text_align="left", text_baseline="top", text_color="white",
         background_fill_color="black", background_fill_alpha=0.55,
     )  # fmt: skip
-    return (behind * heat * query * names).opts(hv.opts.RGB(xaxis=None, yaxis=None), hv.opts.Overlay(**FRAME, title=""))
+    shape = partial(_square_cells, values.shape)
+    return (behind * heat * query * names).opts(
+        hv.opts.RGB(xaxis=None, yaxis=None), hv.opts.Overlay(**FRAME, title="", hooks=[shape])
+    )
+
+
+def _square_cells(shape: tuple[int, ...], plot: Any, element: Any) -> None:
+    """Give a mosaic of (rows, cols) cells the height at which they are squares, beside the colour bar."""
+    figure = plot.state
+    if not isinstance(figure.x_range, DataRange1d):
+        renderers = figure.renderers[:1]
+        figure.x_range, figure.y_range = (DataRange1d(renderers=renderers, range_padding=0.01) for _ in range(2))
+    figure.frame_align = False  # with the frame of the bars above it, whose labels take much room
+    figure.aspect_ratio = USUAL / ((USUAL - BESIDE) * shape[0] / shape[1] + ABOVE)
 
 
 def _behind(result: xr.Dataset, photograph: np.ndarray | None, shape: tuple[int, ...]) -> hv.RGB:

@@ -101,6 +101,8 @@ class KernelsView(PageView):
         """Compile the kernel that is looked at, once the browser shows the table."""
         if session_document() is not None:
             pn.state.on_session_destroyed(lambda context: self._cancel_all())  # nobody waits for the rest
+        self.layout.table.selection = []  # the browser's table forgets what was selected before it was built
+        self._mark()
         self.refresh()
 
     def _cancel_all(self) -> None:
