@@ -258,6 +258,7 @@ def _build(number: int, target: str) -> Any:
         fn=spec["fn"], signature=spec["signature"], constexprs=spec["constexprs"], attrs=spec.get("attrs")
     )
     options = {"num_warps": spec["num_warps"], "enable_fp_fusion": True}
+    options |= {name: spec[name] for name in ("maxnreg",) if name in spec}
     return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
 
 

@@ -190,7 +190,7 @@ def _tables(directions: tuple[str, ...], device: torch.device) -> tuple[tuple[bo
 
 def compile_specs() -> list[dict[str, Any]]:
     """Representative configurations of every kernel of this op, for ahead-of-time compilation (kernels/inspect.py)."""
-    from .mix_gpu import configurations
+    from .mix_gpu import configurations, mix_backward, most_registers
     from .normalise_gpu import normalise, normalise_gradient, rule_number
 
     specs: list[dict[str, Any]] = []
@@ -204,7 +204,11 @@ def compile_specs() -> list[dict[str, Any]]:
         # Storage changes loads and stores only, which are the same code for every rule.
         for storage in ("fp32", "bf16") if rule == "sigmoid" else ("bf16",):
             specs.append(_spec(kernel, f"{rule} {storage}", storage, {"RULE": rule_number(rule), "BLOCK": 256}, 4))
-    return specs + [_spec(*configuration) for configuration in configurations()]
+    for kernel, variant, storage, constants, warps in configurations():
+        specs.append(_spec(kernel, variant, storage, constants, warps))
+        if kernel is mix_backward:
+            specs[-1]["targets"] = dict.fromkeys(("sm_100", "sm_120"), most_registers(warps))
+    return specs
 
 
 def _line_spec(kernel: Any, storage: str, cross: int) -> dict[str, Any]:

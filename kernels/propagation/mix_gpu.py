@@ -183,6 +183,11 @@ def _registers(warps: int, device: torch.device) -> dict[str, int]:
     """All registers for the backward kernel from sm_100 on, where ptxas spills a few values to fit more programs."""
     if device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device) < (10, 0):
         return {}
+    return most_registers(warps)
+
+
+def most_registers(warps: int) -> dict[str, int]:
+    """The option that gives a thread as many registers as a program of so many warps can have."""
     return {"maxnreg": min(255, 65536 // (32 * warps))}
 
 
