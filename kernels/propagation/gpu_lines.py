@@ -29,15 +29,18 @@ def _advance(previous, source, g0, g1, g2, n, cross):
 @triton.jit
 def _planes(
     table, batch, channels, lines, cross, X_PER_DIRECTION: tl.constexpr, GATES_SHARED: tl.constexpr,
-    LAM_SHARED: tl.constexpr,
+    LAM_SHARED: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Element offsets of this program's plane in x, gates, lam and h; the stride between gates; and the reversal."""
+    """Element offsets of this program's plane in x, gates, lam and h; the stride between gates; and the reversal.
+
+    ALIGNED: `lines` is a multiple of 4, which the compiler must know of a plane's offset for wide loads.
+    """
     plane = tl.program_id(0)
     entry = plane // (batch * channels)
     image_channel = (plane % (batch * channels)).to(tl.int64)
     k = tl.load(table + 2 * entry).to(tl.int64)
     reverse = tl.load(table + 2 * entry + 1) != 0
-    count = lines.to(tl.int64) * cross
+    count = (lines // 4 * 4 if ALIGNED else lines).to(tl.int64) * cross
     own = (k * batch * channels + image_channel) * count
     image = image_channel // channels
     x_at = own if X_PER_DIRECTION else image_channel * count
@@ -55,7 +58,7 @@ def scan_rows(
 ):  # fmt: skip
     """Vertical scan: a line is an image row. The next row is requested before the current one is finished."""
     x_at, gates_at, lam_at, h_at, stride, reverse = _planes(
-        table, batch, channels, lines, cross, X_PER_DIRECTION, GATES_SHARED, LAM_SHARED
+        table, batch, channels, lines, cross, X_PER_DIRECTION, GATES_SHARED, LAM_SHARED, False
     )
     n = tl.arange(0, BLOCK)
     begin = tl.program_id(1) * span
@@ -91,7 +94,7 @@ def adjoint_rows(
 ):  # fmt: skip
     """E of a vertical scan, last row first; a0, a1, a2 are the gates of the following row times its E."""
     _, gates_at, _, own, stride, reverse = _planes(
-        table, batch, channels, lines, cross, True, GATES_SHARED, False
+        table, batch, channels, lines, cross, True, GATES_SHARED, False, False
     )  # fmt: skip
     n = tl.arange(0, BLOCK)
     begin = tl.program_id(1) * span
@@ -134,13 +137,17 @@ def _together(c0, c1, c2, c3, BLOCK: tl.constexpr):
 @triton.jit
 def _tile(begin, end, width, reverse, n, cross, ALIGNED: tl.constexpr):
     """Offsets and mask of the (BLOCK, 4) tile that holds lines begin .. begin + 3, columns ascending in memory."""
-    row = width // 4 * 4 if ALIGNED else width  # tells the compiler that rows start on whole tiles
     first = tl.where(reverse, width - 4 - begin, begin)
-    first = tl.multiple_of(first, 4) if ALIGNED else first
+    inside = (n < cross)[:, None]
+    if ALIGNED:  # rows start on whole tiles, and no tile is cut: a mask within a row would split its load
+        width = width // 4 * 4
+        first = tl.multiple_of(first, 4)
     col = first + tl.arange(0, 4)
-    t = tl.where(reverse, width - 1 - col, col)
-    inside = (n < cross)[:, None] & ((t >= begin) & (t < end))[None, :]
-    return n.to(tl.int64)[:, None] * row + col[None, :], inside
+    at = n.to(tl.int64)[:, None] * width + col[None, :]
+    if not ALIGNED:
+        t = tl.where(reverse, width - 1 - col, col)
+        inside = inside & ((t >= begin) & (t < end))[None, :]
+    return at, tl.broadcast_to(inside, at.shape)
 
 
 @triton.jit
@@ -151,7 +158,7 @@ def scan_columns(
 ):  # fmt: skip
     """Horizontal scan: a line is an image column, read and written in tiles of four."""
     x_at, gates_at, lam_at, h_at, stride, reverse = _planes(
-        table, batch, channels, lines, cross, X_PER_DIRECTION, GATES_SHARED, LAM_SHARED
+        table, batch, channels, lines, cross, X_PER_DIRECTION, GATES_SHARED, LAM_SHARED, ALIGNED
     )
     n = tl.arange(0, BLOCK)
     begin = tl.program_id(1) * span
@@ -203,7 +210,7 @@ def adjoint_columns(
 ):  # fmt: skip
     """E of a horizontal scan, last tile first."""
     _, gates_at, _, own, stride, reverse = _planes(
-        table, batch, channels, lines, cross, True, GATES_SHARED, False
+        table, batch, channels, lines, cross, True, GATES_SHARED, False, ALIGNED
     )  # fmt: skip
     n = tl.arange(0, BLOCK)
     begin = tl.program_id(1) * span
