@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
 
 START = "from workbench.cli import app; app()"
 
@@ -74,6 +74,17 @@ class Visit:
         self.page.wait_for_selector("canvas", timeout=60_000)
         self.page.wait_for_function("() => Bokeh.documents.length && Bokeh.documents.every(d => d.is_idle)")
         return self
+
+    def box(self, selector: str) -> FloatRect:
+        """Where the first such element lies, once it has not moved for a while: a page that loads pushes it about."""
+        places: list[FloatRect | None] = []
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            places = [*places[-2:], self.page.locator(selector).first.bounding_box()]
+            if len(places) == 3 and places[0] is not None and places[0] == places[1] == places[2]:
+                return places[0]
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"{selector} has not come to rest: {places}")
 
     def status(self) -> str:
         return self.page.locator("[role=status][aria-live=polite]").first.inner_text()

@@ -38,7 +38,7 @@ def _overlap(a, b) -> bool:
 
 def test_a_click_on_the_photograph_moves_the_query_of_both_models(visit):
     visit.open()
-    box = visit.page.locator(".photograph").first.bounding_box()
+    box = visit.box(".photograph")
     visit.page.mouse.click(box["x"] + 0.45 * box["width"], box["y"] + 0.3 * box["height"])
     visit.page.wait_for_function(
         "() => !window.__statuses().some(s => s.includes('row 14, column 17'))", timeout=30_000
@@ -50,7 +50,7 @@ def test_a_click_on_the_photograph_moves_the_query_of_both_models(visit):
 
 def test_the_second_of_two_fast_clicks_counts(visit):
     visit.open()
-    box = visit.page.locator(".photograph").first.bounding_box()
+    box = visit.box(".photograph")
     for right, down in ((0.4, 0.3), (0.7, 0.6)):
         visit.page.mouse.click(box["x"] + right * box["width"], box["y"] + down * box["height"])
     visit.page.wait_for_function(
@@ -60,7 +60,7 @@ def test_the_second_of_two_fast_clicks_counts(visit):
 
 def test_a_click_on_a_map_moves_the_query_too(visit):
     visit.open()
-    box = visit.page.locator(".mosaic-b").first.bounding_box()
+    box = visit.box(".mosaic-b")
     visit.page.mouse.click(box["x"] + 0.2 * box["width"], box["y"] + 0.7 * box["height"])
     visit.page.wait_for_function(
         "() => !window.__statuses().some(s => s.includes('row 14, column 17'))", timeout=30_000
@@ -148,7 +148,7 @@ def test_the_dark_theme_is_a_button_away(visit):
 
 
 def click(visit, figure, across, down):
-    box = visit.page.locator(figure).first.bounding_box()
+    box = visit.box(figure)
     visit.page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
 
 

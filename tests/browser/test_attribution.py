@@ -1,9 +1,11 @@
 """The Attribution page in a real browser: pointer, keyboard, running and cancelling, files, and no foreign request."""
 
 import io
+import re
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
@@ -51,11 +53,14 @@ def test_a_click_on_the_picture_and_on_a_map_choose_the_unit_of_both_models(visi
     assert visit.status().count("unit (8, 8) of stage2.block2") == 2
     for figure in (".photograph", ".attribution-b"):
         before = visit.status()
-        box = visit.page.locator(figure).first.bounding_box()
+        box = visit.box(figure)
         visit.page.mouse.click(box["x"] + 0.45 * box["width"], box["y"] + 0.3 * box["height"])
         visit.page.wait_for_function("b => !window.__statuses().includes(b)", arg=before, timeout=30_000)
         first, second = (line.partition("unit ")[2].partition(" of")[0] for line in visit.status().splitlines())
         assert first == second != "(8, 8)"
+        row, col = re.findall(r"\d+", first)
+        expect(visit.page.get_by_label("Row", exact=True)).to_have_value(row)  # else it would overwrite what is typed
+        expect(visit.page.get_by_label("Column", exact=True)).to_have_value(col)
         visit.page.get_by_label("Row", exact=True).fill("8")
         visit.page.keyboard.press("Enter")
         visit.page.get_by_label("Column", exact=True).fill("8")

@@ -74,7 +74,7 @@ def test_the_player_shows_every_frame_in_turn_without_a_word_to_the_server(visit
 
 def test_a_click_moves_the_source_and_a_query_is_reached_from_afar(visit):
     open_page(visit, "frame=3")
-    box = visit.page.locator(".fronts canvas").first.bounding_box()
+    box = visit.box(".fronts canvas")
     visit.page.mouse.click(box["x"] + 0.1 * box["width"], box["y"] + 0.7 * box["height"])
     visit.page.wait_for_function("() => !window.__statuses().some(s => s.includes('row 14, column 17'))")
     row, col = map(int, re.search(r"\(row (\d+), column (\d+)\)", visit.status()).groups())

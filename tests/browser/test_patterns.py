@@ -75,7 +75,7 @@ def test_every_family_can_be_selected(visit):
 
 def test_a_click_moves_the_query_of_both_patterns(visit):
     open_page(visit, SMALL)
-    box = visit.page.locator(".pattern-a").first.bounding_box()
+    box = visit.box(".pattern-a")
     visit.page.mouse.click(box["x"] + 0.12 * box["width"], box["y"] + 0.7 * box["height"])
     visit.page.wait_for_function("() => !window.__statuses().some(s => s.includes('row 4, column 6'))", timeout=30_000)
     places = re.findall(r"\(row (\d+), column (\d+)\)", visit.status())
@@ -87,7 +87,7 @@ def test_a_click_moves_the_query_of_both_patterns(visit):
 def test_the_window_and_the_number_of_keys_follow_the_pointer(visit):
     open_page(visit, SMALL)
     before = visit.status()
-    box = visit.page.locator(".pattern-b").first.bounding_box()
+    box = visit.box(".pattern-b")
     for share in (0.3, 0.31):
         visit.page.mouse.move(box["x"] + share * box["width"], box["y"] + 0.5 * box["height"])
     visit.page.wait_for_function(f"() => ({DRAWN})().texts.length > 0")
@@ -138,7 +138,7 @@ def test_a_box_on_the_matrix_shows_single_pairs(visit):
     visit.page.locator(".matrix-a canvas").first.wait_for(timeout=60_000)
     visit.page.locator(".matrix-a").first.scroll_into_view_if_needed()
     assert drawn(visit)["matrices"] == [196]
-    box = visit.page.locator(".matrix-a").first.bounding_box()
+    box = visit.box(".matrix-a")
     visit.page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.3 * box["height"])
     visit.page.mouse.down()
     visit.page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"], steps=4)

@@ -31,7 +31,7 @@ def click(visit, figure, right, down):
     """Click at a place of a figure, and wait until the status names another cell for every model."""
     before = units(visit)
     visit.page.locator(figure).first.scroll_into_view_if_needed()
-    box = visit.page.locator(figure).first.bounding_box()
+    box = visit.box(figure)
     visit.page.mouse.click(box["x"] + right * box["width"], box["y"] + down * box["height"])
     visit.page.wait_for_function(UNITS_DIFFER, arg=[list(unit) for unit in before], timeout=60_000)
 
