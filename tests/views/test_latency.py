@@ -159,6 +159,17 @@ def test_a_page_takes_a_first_look_and_the_next_one_shows_it(monkeypatch) -> Non
     assert second.layers.drawing.result.identical(first.layers.drawing.result)
 
 
+def test_a_first_look_that_was_left_is_taken_anew(monkeypatch) -> None:
+    quick = LatencySweepSpec(("depthwise 7x7",), (4, 8), budget=0.02)
+    monkeypatch.setattr(module, "QUICK", quick)
+    monkeypatch.setattr(latency_request, "QUICK", quick)
+    MEASURED.put(quick, wb.latency_sweep(quick.names, quick.sizes, budget=quick.budget, cancelled=lambda: True))
+    monkeypatch.setattr(module, "when_loaded", lambda call: call())
+    view = LatencyView(part_seconds=0.01)
+    settle()
+    assert view.shown().sweep.attrs["complete"]
+
+
 def test_a_page_opens_on_what_was_measured_of_its_own_settings(view: LatencyView) -> None:
     measured(view)
     assert LatencyView(**SMALL).shown().sweep.identical(view.shown().sweep)

@@ -18,7 +18,7 @@ from workbench.plots.receptive_field_curves import LEGEND_ROW
 
 from .figure import PatchedFigure
 from .lane import Job
-from .latency_request import wait_until
+from .latency_request import BUILDING, DRAWING, wait_until
 from .latency_tables import layers_line, layers_table
 from .page import WIDE, WRAP
 from .request import DISPLAY
@@ -81,7 +81,7 @@ def time_layers(
             last[:] = [LayersDrawing(request, result, photograph, done, total, running=True)]
             if not job.cancelled.is_set():
                 publish(last[0])
-                wait_until(partial(drawn, last[0]), job)
+                wait_until(partial(drawn, last[0]), job, DRAWING if done > 1 else BUILDING)
 
         image = shared_image(source, model.input_size)
         layer_latency(

@@ -18,15 +18,20 @@ from .lane import Job
 #: The largest side and the most sizes that the page takes; a time or memory that is too large is left out besides.
 LARGEST_SIDE, MOST_SIZES = 4096, 16
 
-#: Seconds that a sweep waits at the most for the page to draw a point, so that drawing and timing are not at once.
-DRAWING = 1.0
+#: Seconds that a sweep waits at the most for the page to draw a point, so that drawing and timing are not at once; and
+#: before the first one, for which the page builds its figure anew in a thread that shares Python with the timing.
+DRAWING, BUILDING = 1.0, 10.0
+
+#: And seconds that it leaves the browser after that, which often runs on the same cores and goes on painting.
+CALM = 0.25
 
 #: The first look that the page takes by itself: a few seconds.
 QUICK = LatencySweepSpec(
-    ("gspn global", "full attention", "window attention", "depthwise 7x7"), (16, 32, 64), budget=0.1
+    ("gspn global", "full attention", "window attention", "depthwise 7x7"), (32, 64, 96), budget=0.1
 )
 
-DEFAULT_SIZES = "16, 32, 48, 64, 96"
+#: From maps on whose calls take next to no time of their own, to those whose data leaves the caches.
+DEFAULT_SIZES = "64, 96, 128, 192"
 
 
 @dataclass(frozen=True)
@@ -100,10 +105,10 @@ class Measured:
                 self._kept.popitem(last=False)
 
     def find(self, request: LatencySweepSpec) -> LatencyDrawing | None:
-        """What is known of a request, else the first look; None where neither is."""
+        """What is known of a request, else the first look if it was finished; None where neither is."""
         with self._lock:
             for known in (request, QUICK):
-                if known in self._kept:
+                if known in self._kept and (known == request or self._kept[known].attrs["complete"]):
                     return LatencyDrawing(known, self._kept[known], running=False)
         return None
 
@@ -131,16 +136,19 @@ def run_sweep(
     start = latency_sweep(names, sizes, **wanted, cancelled=lambda: True)
     device = torch.device(start.attrs["device_type"])
     drawing = LatencyDrawing(request, start, running=True)
-    for sweep in stream_sweep(request, device, cancelled=job.cancelled.is_set):
+    for number, sweep in enumerate(stream_sweep(request, device, cancelled=job.cancelled.is_set)):
         drawing = LatencyDrawing(request, sweep, running=True)
         MEASURED.put(request, sweep)
         yield drawing
-        wait_until(partial(drawn, drawing), job)
+        wait_until(partial(drawn, drawing), job, DRAWING if number else BUILDING)
     return LatencyDrawing(request, drawing.sweep, running=False)
 
 
-def wait_until(drawn: Callable[[], bool], job: Job) -> None:
-    """Wait until the page has drawn, the job is cancelled, or `DRAWING` seconds are over."""
-    deadline = time.monotonic() + DRAWING
+def wait_until(drawn: Callable[[], bool], job: Job, most: float = DRAWING) -> None:
+    """Wait until the page has drawn and is calm, the job is cancelled, or `most` seconds are over."""
+    if drawn():
+        return
+    deadline = time.monotonic() + most
     while not drawn() and time.monotonic() < deadline and not job.cancelled.wait(0.005):
         pass
+    job.cancelled.wait(CALM)

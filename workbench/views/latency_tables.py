@@ -194,4 +194,7 @@ def layers_table(result: xr.Dataset) -> str:
 
 def _cell_of(part: xr.Dataset) -> str:
     noisy = ", noisy" if part["noisy"] else ""
-    return f"{time_in_words(float(part['median']))} ({share_in_words(float(part['floor'] / part['median']))}{noisy})"
+    share = share_in_words(float(part["floor"] / part["median"]))
+    # A narrow cell may break between time and share, not within them.
+    time, share = (text.replace(" ", "\N{NO-BREAK SPACE}") for text in (time_in_words(float(part["median"])), share))
+    return f"{time} ({share}{noisy})"
