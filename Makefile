@@ -8,8 +8,6 @@ BIN := $(VENV)/bin
 APP := $(VENV)/.installed-app
 TEST := $(VENV)/.installed-test
 REQUIREMENTS := pyproject.toml constraints.txt
-# What is tested after the browser in the second of two processes, so that both take about as long.
-BESIDE := tests/views tests/test_notebooks.py
 
 .DEFAULT_GOAL := help
 .PHONY: help app test lint format clean constraints
@@ -24,12 +22,10 @@ app: $(APP)  ## install, compile the CPU kernels once, and serve the page at 127
 test: $(TEST)  ## install with the test tools, find or bring a Chromium, compile the CPU kernels, and run every test
 	tools/ensure_chromium.sh $(BIN)/python
 	$(BIN)/workbench kernels --warm
-	@echo 'Running the tests of the browser, the pages and the notebooks, whose reports come last, beside all others.'
-	@( $(BIN)/python -m pytest -m browser; browser=$$?; \
-	$(BIN)/python -m pytest $(BESIDE); pages=$$?; [ $$browser = 0 ] && exit $$pages; exit $$browser ) \
-	> $(VENV)/other-tests.log 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest -m 'not browser' $(addprefix --ignore=,$(BESIDE)); others=$$?; \
-	wait $$beside; status=$$?; cat $(VENV)/other-tests.log; [ $$status = 0 ] && exit $$others
+	@echo 'Running the tests of the browser, whose report comes last, beside all others.'
+	@$(BIN)/python -m pytest -m browser > $(VENV)/browser-tests.log 2>&1 & browser=$$!; \
+	$(BIN)/python -m pytest -m 'not browser'; others=$$?; \
+	wait $$browser; status=$$?; cat $(VENV)/browser-tests.log; [ $$status = 0 ] && exit $$others
 
 lint: $(TEST)  ## ruff and mypy, changing nothing
 	$(BIN)/ruff check .
